@@ -1,0 +1,8 @@
+//! Berth's decisions, and nothing else: no I/O, no clock, no task. Everything here is a function of its
+//! arguments, so that the order of pods, the fence around an identity and the meaning of a manifest can be
+//! tested without a machine. The controller reads the store, asks this crate, and writes the answer.
+
+pub mod field;
+pub mod kinds;
+pub mod object;
+pub mod status;

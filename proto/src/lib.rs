@@ -1,0 +1,10 @@
+//! The contract between controller and agents, generated from `proto/node.proto`; see there.
+//!
+//! Without the feature `grpc` only the messages are built: that is all the functional cores see.
+
+#[allow(clippy::all, missing_docs)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/berth.node.v1.rs"));
+}
+
+pub use generated::*;
