@@ -5,6 +5,22 @@ use serde_json::Value;
 
 use crate::field::FieldError;
 
+pub mod columns;
+pub mod config_map;
+pub mod controller_revision;
+pub mod event;
+pub mod namespace;
+pub mod node;
+pub mod persistent_volume;
+pub mod persistent_volume_claim;
+pub mod pod;
+pub mod rbac;
+pub mod secret;
+pub mod service;
+pub mod service_account;
+pub mod stateful_set;
+pub mod storage_class;
+
 /// Everything Berth knows about one kind. All functions are pure.
 #[derive(Debug)]
 pub struct Kind {
@@ -28,13 +44,22 @@ pub struct Kind {
     pub name_rule: NameRule,
     /// Fills Kubernetes' defaults into a decoded object (idempotent; also run on what patches produce).
     pub default: fn(&mut Value),
+    /// After `default` and before `validate` of a new object: clears what only the system may set and puts
+    /// the first status in (a pod is Pending, a namespace Active).
+    pub prepare_create: fn(&mut Value),
+    /// After `default` and before `validate` of an update of the main resource, given (old, new): keeps what
+    /// a client may leave out because the system allocated it (a Service's address, a namespace's finalizers).
+    pub prepare_update: fn(&Value, &mut Value),
     /// Everything wrong with a new object (its metadata is checked by the generic code).
     pub validate: fn(&Value) -> Vec<FieldError>,
     /// What may not change, given (old, new); runs after `validate` accepted `new`.
     pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
-    /// Whether `spec` counts generations (`metadata.generation`, status reset on create, spec kept on
-    /// status writes). False: the whole object is one (ConfigMap, Secret...).
+    /// Whether status is apart from the rest: reset on create, kept on writes of the object, and written
+    /// alone through the status subresource. False: the whole object is one (ConfigMap, Secret...).
     pub has_status: bool,
+    /// Whether a change of `spec` counts up `metadata.generation` (Pod, StatefulSet; not what Kubernetes
+    /// leaves without one, such as Service or Node).
+    pub has_generation: bool,
     /// Grace period in seconds with which this object is deleted if the caller names none; None: at once.
     /// (Pods: their terminationGracePeriodSeconds once bound to a node.)
     pub graceful_deletion: fn(&Value) -> Option<i64>,
@@ -96,6 +121,33 @@ pub struct FieldSelector {
 }
 
 impl Kind {
+    /// What most kinds share, for `..Kind::COMMON`: namespaced, no status, nothing defaulted or refused.
+    pub(crate) const COMMON: Kind = Kind {
+        group: "",
+        version: "v1",
+        kind: "",
+        plural: "",
+        singular: "",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        schema: "",
+        subresources: &[],
+        name_rule: NameRule::Subdomain,
+        default: |_| {},
+        prepare_create: |_| {},
+        prepare_update: |_, _| {},
+        validate: |_| Vec::new(),
+        validate_update: |_, _| Vec::new(),
+        has_status: false,
+        has_generation: false,
+        graceful_deletion: |_| None,
+        finalizers: &[],
+        columns: &[columns::NAME, columns::AGE],
+        fields: &[],
+        warnings: |_| Vec::new(),
+    };
+
     /// `apps/v1`, or `v1` for the core group.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() {
@@ -112,7 +164,25 @@ impl Kind {
 }
 
 /// All kinds served, in the order of discovery.
-pub static ALL: &[&Kind] = &[];
+pub static ALL: &[&Kind] = &[
+    &namespace::NAMESPACE,
+    &node::NODE,
+    &pod::POD,
+    &service::SERVICE,
+    &persistent_volume::PERSISTENT_VOLUME,
+    &persistent_volume_claim::PERSISTENT_VOLUME_CLAIM,
+    &config_map::CONFIG_MAP,
+    &secret::SECRET,
+    &service_account::SERVICE_ACCOUNT,
+    &event::EVENT,
+    &stateful_set::STATEFUL_SET,
+    &controller_revision::CONTROLLER_REVISION,
+    &storage_class::STORAGE_CLASS,
+    &rbac::ROLE,
+    &rbac::CLUSTER_ROLE,
+    &rbac::ROLE_BINDING,
+    &rbac::CLUSTER_ROLE_BINDING,
+];
 
 /// The kind served at this place of the API, if any.
 pub fn by_resource(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
