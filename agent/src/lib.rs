@@ -1,1 +1,6 @@
+//! The agent of one host: it runs the pods a controller assigns to it, straight on containerd.
+//!
+//! `berth-agent-core` decides what comes next in a pod's life; the modules here do it. Each module says on
+//! top what it is for and what it must never do.
 
+pub mod pods;
