@@ -1,0 +1,33 @@
+# Thin on purpose: each target is a line or two onto cargo. See README.md.
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: demo demo-down test check bench
+.DEFAULT_GOAL := help
+
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
+
+demo: ## one host, end to end, before your eyes (root)
+	@tests/prepare demo
+	cargo build --release --locked
+	@$(TARGET)/release/demo up
+
+demo-down: ## removes every trace of the demo
+	@if [ -x $(TARGET)/release/demo ]; then $(TARGET)/release/demo down; fi
+
+test: check ## everything that checks the project (root)
+	cargo build --workspace --locked
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	  cargo nextest run --workspace --locked --no-fail-fast; else cargo test --workspace --locked --no-fail-fast; fi
+
+check: ## format, lints, dependencies
+	@tests/prepare test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error check; \
+	  else echo "cargo-deny is not installed: dependencies unchecked (cargo install cargo-deny)"; fi
+
+bench: ## how fast and how small, against plain containerd (root)
+	@tests/prepare test
+	cargo build --release --locked
+	@$(TARGET)/release/bench
