@@ -3,4 +3,8 @@
 //! `berth-agent-core` decides what comes next in a pod's life; the modules here do it. Each module says on
 //! top what it is for and what it must never do.
 
+pub mod cgroup;
+pub mod logs;
+pub mod network;
 pub mod pods;
+pub mod runtime;
