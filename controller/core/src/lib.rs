@@ -5,4 +5,6 @@
 pub mod field;
 pub mod kinds;
 pub mod object;
+pub mod quantity;
+pub mod selector;
 pub mod status;

@@ -5,10 +5,13 @@ use serde_json::Value;
 
 use crate::field::FieldError;
 
+pub mod check;
 pub mod columns;
 pub mod config_map;
 pub mod controller_revision;
 pub mod event;
+pub mod meta;
+pub mod names;
 pub mod namespace;
 pub mod node;
 pub mod persistent_volume;
@@ -54,14 +57,15 @@ pub struct Kind {
     pub validate: fn(&Value) -> Vec<FieldError>,
     /// What may not change, given (old, new); runs after `validate` accepted `new`.
     pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
-    /// Whether status is apart from the rest: reset on create, kept on writes of the object, and written
-    /// alone through the status subresource. False: the whole object is one (ConfigMap, Secret...).
+    /// Whether status is apart from the rest: kept on writes of the object, and written alone through the
+    /// status subresource. What a new object's status is, `prepare_create` says (a Node keeps the one it
+    /// came with). False: the whole object is one (ConfigMap, Secret...).
     pub has_status: bool,
     /// Whether a change of `spec` counts up `metadata.generation` (Pod, StatefulSet; not what Kubernetes
     /// leaves without one, such as Service or Node).
     pub has_generation: bool,
-    /// Grace period in seconds with which this object is deleted if the caller names none; None: at once.
-    /// (Pods: their terminationGracePeriodSeconds once bound to a node.)
+    /// Grace period in seconds with which this object is deleted if the caller names none. None: at once,
+    /// whatever the caller names (anything but a pod; a pod not bound yet, or one that has ended).
     pub graceful_deletion: fn(&Value) -> Option<i64>,
     /// Finalizers every new object gets (`kubernetes.io/pvc-protection`).
     pub finalizers: &'static [&'static str],
