@@ -3,8 +3,11 @@
 //! tested without a machine. The controller reads the store, asks this crate, and writes the answer.
 
 pub mod field;
+pub mod identity;
 pub mod kinds;
 pub mod object;
+pub mod place;
 pub mod quantity;
+pub mod resolve;
 pub mod selector;
 pub mod status;

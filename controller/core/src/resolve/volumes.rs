@@ -1,0 +1,191 @@
+//! A pod's volumes as directories, files and mounts. What cannot be had says why in `Volume::error`.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use berth_proto::{DirectorySource, EmptyDir, File, Files, NfsSource, Volume, volume};
+use serde_json::Value;
+
+use super::{Sources, Subject, list, resources, strings, text, texts};
+use crate::object;
+
+pub(super) fn volumes(subject: &Subject, sources: &Sources) -> Vec<Volume> {
+    list(&subject.pod["spec"]["volumes"]).map(|volume| resolve(volume, subject, sources)).collect()
+}
+
+fn resolve(spec: &Value, subject: &Subject, sources: &Sources) -> Volume {
+    let name = text(&spec["name"]);
+    let mut volume = Volume { name: name.clone(), ..Volume::default() };
+    let source = if spec["persistentVolumeClaim"].is_object() {
+        let reference = &spec["persistentVolumeClaim"];
+        volume.claim = text(&reference["claimName"]);
+        volume.read_only = reference["readOnly"] == true;
+        claim(&volume.claim, subject, sources)
+    } else if spec["configMap"].is_object() {
+        config_map(&spec["configMap"], sources).map_err(|why| set_up_failed(&name, &why))
+    } else if spec["secret"].is_object() {
+        secret(&spec["secret"], sources).map_err(|why| set_up_failed(&name, &why))
+    } else if spec["emptyDir"].is_object() || only_name(spec) {
+        let empty = &spec["emptyDir"];
+        Ok(volume::Source::EmptyDir(EmptyDir {
+            medium: text(&empty["medium"]),
+            size_limit: resources::whole(&empty["sizeLimit"]),
+        }))
+    } else {
+        Err(format!("volume {name:?} is of a kind that is not supported by Berth yet"))
+    };
+    match source {
+        Ok(source) => volume.source = Some(source),
+        Err(why) => volume.error = why,
+    }
+    volume
+}
+
+/// A volume without a source is an emptyDir, as Kubernetes defaults it.
+fn only_name(spec: &Value) -> bool {
+    spec.as_object().is_some_and(|fields| fields.keys().all(|key| key == "name"))
+}
+
+fn set_up_failed(volume: &str, why: &str) -> String {
+    format!("MountVolume.SetUp failed for volume {volume:?} : {why}")
+}
+
+fn claim(name: &str, subject: &Subject, sources: &Sources) -> Result<volume::Source, String> {
+    let claim = sources
+        .own("persistentvolumeclaims", name)
+        .ok_or_else(|| format!("persistentvolumeclaim {name:?} not found"))?;
+    let volume_name = claim["spec"]["volumeName"].as_str().unwrap_or_default();
+    if volume_name.is_empty() {
+        return Err(format!("persistentvolumeclaim {name:?} is not bound to a volume yet"));
+    }
+    let volume =
+        sources.volume(volume_name).ok_or_else(|| format!("persistentvolume {volume_name:?} not found"))?;
+    let holder = &volume["spec"]["claimRef"];
+    if holder["uid"].as_str().is_some_and(|uid| uid != object::uid(&claim)) {
+        return Err(format!("persistentvolume {volume_name:?} is bound to another claim"));
+    }
+    source_of(&volume, subject)
+        .map_err(|why| format!("MountVolume.SetUp failed for volume {volume_name:?} : {why}"))
+}
+
+fn source_of(volume: &Value, subject: &Subject) -> Result<volume::Source, String> {
+    let spec = &volume["spec"];
+    let directory = spec["local"]["path"].as_str().or(spec["hostPath"]["path"].as_str());
+    if let Some(path) = directory {
+        return local(path, volume, subject);
+    }
+    if spec["nfs"].is_object() {
+        return Ok(volume::Source::Nfs(NfsSource {
+            server: text(&spec["nfs"]["server"]),
+            share: text(&spec["nfs"]["path"]),
+            sub_dir: String::new(),
+            mount_options: texts(&spec["mountOptions"]),
+            mode: 0,
+        }));
+    }
+    if spec["csi"]["driver"] == "nfs.csi.k8s.io" {
+        let attributes = &spec["csi"]["volumeAttributes"];
+        return Ok(volume::Source::Nfs(NfsSource {
+            server: text(&attributes["server"]),
+            share: text(&attributes["share"]),
+            sub_dir: text(&attributes["subDir"]),
+            mount_options: texts(&spec["mountOptions"]),
+            mode: attributes["mountPermissions"]
+                .as_str()
+                .and_then(|mode| u32::from_str_radix(mode, 8).ok())
+                .unwrap_or(0),
+        }));
+    }
+    Err("its kind is not supported by Berth yet (local, hostPath, nfs and nfs.csi.k8s.io are)".to_owned())
+}
+
+/// `path` is absolute: the agent gets its last component and the root before it.
+fn local(path: &str, volume: &Value, _subject: &Subject) -> Result<volume::Source, String> {
+    let trimmed = path.trim_end_matches('/');
+    let (root, name) = trimmed.rsplit_once('/').unwrap_or(("", trimmed));
+    if name.is_empty() || path.split('/').any(|part| part == "..") {
+        return Err(format!("{path:?} is not a directory that a volume may be"));
+    }
+    let _ = volume;
+    let root = match (root.is_empty(), path.starts_with('/')) {
+        (true, true) => "/",
+        // A path that is only a name is below the agent's own directory of volumes.
+        _ => root,
+    };
+    Ok(volume::Source::Directory(DirectorySource { root: root.to_owned(), name: name.to_owned(), mode: 0 }))
+}
+
+fn config_map(source: &Value, sources: &Sources) -> Result<volume::Source, String> {
+    let name = source["name"].as_str().unwrap_or_default();
+    let optional = source["optional"] == true;
+    let data = match sources.own("configmaps", name) {
+        Some(map) => {
+            let mut data: BTreeMap<String, Vec<u8>> =
+                strings(&map["data"]).into_iter().map(|(k, v)| (k, v.into_bytes())).collect();
+            data.extend(decoded(&map["binaryData"]));
+            data
+        }
+        None if optional => BTreeMap::new(),
+        None => return Err(format!("configmap {name:?} not found")),
+    };
+    let files = choose(data, source, optional, "config")?;
+    Ok(volume::Source::Files(Files { files, secret: false }))
+}
+
+fn secret(source: &Value, sources: &Sources) -> Result<volume::Source, String> {
+    let name = source["secretName"].as_str().unwrap_or_default();
+    let optional = source["optional"] == true;
+    let data = match sources.own("secrets", name) {
+        Some(secret) => secret_data(&secret),
+        None if optional => BTreeMap::new(),
+        None => return Err(format!("secret {name:?} not found")),
+    };
+    let files = choose(data, source, optional, "secret")?;
+    Ok(volume::Source::Files(Files { files, secret: true }))
+}
+
+/// All keys, or the items named, with their modes.
+fn choose(
+    mut data: BTreeMap<String, Vec<u8>>,
+    source: &Value,
+    optional: bool,
+    what: &str,
+) -> Result<Vec<File>, String> {
+    let mode = |value: &Value| value.as_u64().and_then(|m| u32::try_from(m).ok());
+    let default = mode(&source["defaultMode"]).unwrap_or(0o644);
+    let mut files = Vec::new();
+    if source["items"].as_array().is_none_or(Vec::is_empty) {
+        files.extend(data.into_iter().map(|(path, content)| File { path, content, mode: default }));
+    } else {
+        for item in list(&source["items"]) {
+            let key = item["key"].as_str().unwrap_or_default();
+            let Some(content) = data.get_mut(key) else {
+                if optional {
+                    continue;
+                }
+                return Err(format!("references non-existent {what} key: {key}"));
+            };
+            let mode = mode(&item["mode"]).unwrap_or(default);
+            files.push(File { path: text(&item["path"]), content: content.clone(), mode });
+        }
+    }
+    let safe = |path: &str| {
+        !path.is_empty()
+            && !path.starts_with('/')
+            && path.split('/').all(|part| part != ".." && !part.is_empty())
+    };
+    if let Some(file) = files.iter().find(|file| !safe(&file.path)) {
+        return Err(format!("{:?} is not a path below the volume", file.path));
+    }
+    Ok(files)
+}
+
+/// A Secret's `data`, decoded.
+pub(super) fn secret_data(secret: &Value) -> BTreeMap<String, Vec<u8>> {
+    decoded(&secret["data"])
+}
+
+fn decoded(data: &Value) -> BTreeMap<String, Vec<u8>> {
+    strings(data).into_iter().filter_map(|(k, v)| Some((k, STANDARD.decode(v.trim()).ok()?))).collect()
+}
