@@ -3,7 +3,6 @@
 //! The writer alone changes it, in whole batches: a reader never sees half a transaction. Never does I/O.
 
 use std::borrow::Borrow;
-use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
@@ -27,11 +26,12 @@ struct State {
     revision: Revision,
     /// The revision found when the store was opened: no history before it.
     opened: Revision,
-    resources: HashMap<Cow<'static, str>, Resource>,
+    resources: HashMap<&'static str, Resource>,
 }
 
 struct Resource {
-    name: Cow<'static, str>,
+    /// One leaked copy of each resource's name (there are a few dozen) instead of one an object.
+    name: &'static str,
     objects: BTreeSet<Entry>,
     ring: VecDeque<Event>,
     ring_bytes: usize,
@@ -50,7 +50,7 @@ impl Cache {
     pub fn load(&self, mut object: Object) {
         let mut state = self.state_mut();
         let resource = state.resource(&object.key.resource);
-        object.key.resource = resource.name.clone();
+        object.key.resource = resource.name.into();
         resource.objects.insert(Entry(Arc::new(object)));
     }
 
@@ -59,12 +59,12 @@ impl Cache {
     }
 
     pub fn get(&self, key: &Key) -> Option<Arc<Object>> {
-        self.state().resources.get(&key.resource)?.get(&key.namespace, &key.name).cloned()
+        self.state().resources.get(&*key.resource)?.get(&key.namespace, &key.name).cloned()
     }
 
     pub fn list(&self, scope: &Scope) -> List {
         let state = self.state();
-        let objects = match state.resources.get(&scope.resource) {
+        let objects = match state.resources.get(&*scope.resource) {
             Some(resource) => resource.range(scope, None).cloned().collect(),
             None => Vec::new(),
         };
@@ -81,7 +81,7 @@ impl Cache {
         let state = self.state();
         let revision = at.unwrap_or(state.revision);
         state.check_reach(&scope.resource, revision)?;
-        let Some(resource) = state.resources.get(&scope.resource) else {
+        let Some(resource) = state.resources.get(&*scope.resource) else {
             return Ok(List { revision, objects: Vec::new(), remaining: 0 });
         };
         // What has changed since, as it was then: the `previous` of each object's first event.
@@ -123,7 +123,7 @@ impl Cache {
         let state = self.state();
         state.check_reach(&scope.resource, after)?;
         let mut events: Vec<Event> = Vec::new();
-        if let Some(resource) = state.resources.get(&scope.resource) {
+        if let Some(resource) = state.resources.get(&*scope.resource) {
             for event in resource.since(after).filter(|e| scope.has(&e.object.key)) {
                 // A revision is never split: the watch goes on after a revision.
                 if let Some(last) = events.last()
@@ -142,18 +142,18 @@ impl Cache {
     /// Makes transactions visible, in order, all at once.
     pub fn publish(&self, staged: Vec<Staged>) {
         let mut state = self.state_mut();
-        let mut touched: Vec<Cow<'static, str>> = Vec::new();
+        let mut touched: Vec<&'static str> = Vec::new();
         for event in staged.into_iter().flat_map(|s| s.events) {
             state.revision = event.revision;
             let resource = state.resource(&event.object.key.resource);
             resource.apply(event);
             if !touched.contains(&resource.name) {
-                touched.push(resource.name.clone());
+                touched.push(resource.name);
             }
         }
         let revision = state.revision;
         for name in touched {
-            state.resource(&name).newest.send_replace(revision);
+            state.resource(name).newest.send_replace(revision);
         }
     }
 
@@ -169,14 +169,14 @@ impl Cache {
 }
 
 impl State {
-    fn resource(&mut self, name: &Cow<'static, str>) -> &mut Resource {
+    fn resource(&mut self, name: &str) -> &mut Resource {
+        let name = match self.resources.get(name) {
+            Some(resource) => resource.name,
+            None => Box::leak(name.to_owned().into_boxed_str()),
+        };
         let floor = self.opened;
-        self.resources.entry(name.clone()).or_insert_with(|| Resource {
-            // One leaked copy of each resource's name (there are a few dozen) instead of one an object.
-            name: match name {
-                Cow::Borrowed(name) => Cow::Borrowed(name),
-                Cow::Owned(name) => Cow::Borrowed(Box::leak(name.clone().into_boxed_str())),
-            },
+        self.resources.entry(name).or_insert_with(|| Resource {
+            name,
             objects: BTreeSet::new(),
             ring: VecDeque::new(),
             ring_bytes: 0,
@@ -250,6 +250,10 @@ impl Staged {
         &self.events
     }
 
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
     pub fn committed(&self) -> Committed {
         let puts = self.events.iter().filter(|e| e.kind == EventKind::Put);
         Committed { revision: self.revision, objects: puts.map(|e| e.object.clone()).collect() }
@@ -290,7 +294,8 @@ impl<'a> Staging<'a> {
         let mut events = Vec::with_capacity(transaction.writes.len());
         for write in transaction.writes {
             match write {
-                PreparedWrite::Put(key, template, meta) => {
+                PreparedWrite::Put(mut key, template, meta) => {
+                    key.resource = self.cache.state_mut().resource(&key.resource).name.into();
                     let previous = self.current(&key);
                     let bytes = template.stamp(revision);
                     let object = Arc::new(Object { key, revision, bytes, meta });

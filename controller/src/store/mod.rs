@@ -6,12 +6,20 @@
 //! in [`Meta`] and writes one, `metadata.resourceVersion`.
 
 mod cache;
+mod disk;
 mod error;
 mod model;
+#[cfg(test)]
+mod tests;
 mod watch;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 pub use error::{CommitError, Expired, OpenError};
 pub use model::{
@@ -21,11 +29,17 @@ pub use model::{
 pub use watch::Watch;
 
 use cache::Cache;
+use disk::Disk;
+use writer::Request;
+
+/// A disk that takes longer is as good as none; the write may still be carried out.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A handle on the store; clones share it.
 #[derive(Clone)]
 pub struct Store {
     cache: Arc<Cache>,
+    queue: mpsc::Sender<Request>,
 }
 
 impl Store {
@@ -34,13 +48,33 @@ impl Store {
     /// Nothing is ever overwritten: a file that is no database of ours, is damaged, was written by a newer
     /// Berth, or is in use by another process is refused with the reason.
     pub fn open(path: &Path) -> Result<Store, OpenError> {
-        let _ = path;
-        Ok(Store { cache: Arc::new(Cache::new(0)) })
+        let mut objects = Vec::new();
+        let (disk, revision) = Disk::open(path, |object| objects.push(object))?;
+        let cache = Cache::new(revision);
+        objects.into_iter().for_each(|object| cache.load(object));
+        Store::start(disk, cache).map_err(|e| OpenError::Io { path: path.to_owned(), reason: e.to_string() })
     }
 
     /// A store that is gone with its last handle: for tests.
     pub fn in_memory() -> Result<Store, OpenError> {
-        Ok(Store { cache: Arc::new(Cache::new(0)) })
+        let (disk, revision) = Disk::in_memory()?;
+        Store::start(disk, Cache::new(revision))
+            .map_err(|e| OpenError::Io { path: ":memory:".into(), reason: e.to_string() })
+    }
+
+    fn start(disk: Disk, cache: Cache) -> std::io::Result<Store> {
+        let cache = Arc::new(cache);
+        let queue = writer::start(disk, cache.clone())?;
+        Ok(Store { cache, queue })
+    }
+
+    /// Carries out what is queued, then closes the database. Later writes are refused; reads go on.
+    pub async fn close(&self) {
+        let (closed, wait) = oneshot::channel();
+        if self.queue.send(Request::Close(closed)).await.is_ok() {
+            // An error means that it is closed already.
+            let _ = timeout(PATIENCE, wait).await;
+        }
     }
 
     /// Applies a transaction and answers once it is on disk and visible to every reader and watcher.
@@ -51,11 +85,16 @@ impl Store {
 
     /// As [`Store::commit`], with the objects as they were written.
     pub async fn write(&self, transaction: Transaction) -> Result<Committed, CommitError> {
+        let closed = || CommitError::Unavailable("it is shutting down".to_owned());
         let prepared = model::Prepared::new(transaction)?;
-        let staged = cache::Staging::new(&self.cache).stage(prepared)?;
-        let done = staged.committed();
-        self.cache.publish(vec![staged]);
-        Ok(done)
+        let (answer, wait) = oneshot::channel();
+        let written = timeout(PATIENCE, async {
+            self.queue.send(Request::Write(prepared, answer)).await.map_err(|_| closed())?;
+            wait.await.map_err(|_| closed())?
+        });
+        written
+            .await
+            .unwrap_or_else(|_| Err(CommitError::Unavailable("the disk does not answer in time".to_owned())))
     }
 
     /// The object as last written.
