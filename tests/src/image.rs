@@ -189,8 +189,7 @@ pub fn redis(dir: &Path) -> Result<PathBuf> {
         }
         let config = Config {
             // As the official image: everything listens, data in /data.
-            entrypoint: vec!["/usr/bin/redis-server".into()],
-            cmd: ["--protected-mode", "no", "--bind", "0.0.0.0", "--dir", "/data"].map(String::from).into(),
+            cmd: ["redis-server", "--protected-mode", "no", "--bind", "0.0.0.0"].map(String::from).into(),
             env: vec![PATH.into()],
             working_dir: "/data".into(),
             ..Config::default()

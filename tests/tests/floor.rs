@@ -10,7 +10,8 @@ fn the_floor_runs_a_round_and_cleans_up() {
     let host = Host::start("h", &path).unwrap();
     let archive = image::busybox(&cluster::images_dir().unwrap()).unwrap();
     let socket = host.containerd_socket().display().to_string();
-    host.run("ctr", &["-a", &socket, "-n", "berth-floor", "images", "import", archive.to_str().unwrap()]).unwrap();
+    host.run("ctr", &["-a", &socket, "-n", "berth-floor", "images", "import", archive.to_str().unwrap()])
+        .unwrap();
     let bench = tools::own("bench").unwrap();
     let work = host.dir.join("floor");
     let out = host.command(&bench).unwrap().arg("floor").arg(&socket).arg(&work).output().unwrap();

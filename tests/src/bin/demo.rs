@@ -1,1 +1,191 @@
-fn main() {}
+//! `make demo`: one host, end to end, before the user's eyes, on a cluster that stays for playing with.
+//! `make demo-down` removes every trace.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use berth_tests::cluster::{self, Cluster};
+use berth_tests::kubectl;
+use berth_tests::{image, tools, wait};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "One host, end to end, before your eyes")]
+struct Args {
+    #[command(subcommand)]
+    command: Sub,
+}
+
+#[derive(Subcommand)]
+enum Sub {
+    /// Starts a cluster of one host below target/demo and shows the main job; leaves it running.
+    Up,
+    /// Removes the cluster and all that belongs to it.
+    Down,
+}
+
+const MANIFEST: &str = include_str!("../../../examples/redis.yaml");
+
+fn main() -> Result<()> {
+    let dir = tools::target_dir()?.join("demo");
+    match Args::parse().command {
+        Sub::Up => up(&dir),
+        Sub::Down => {
+            Cluster::remove(&dir)?;
+            println!("The demo is gone.");
+            Ok(())
+        }
+    }
+}
+
+fn up(dir: &Path) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the demo makes namespaces and containers: run it as root");
+    }
+    // A demo that was interrupted, or is still there, makes room for this one.
+    Cluster::remove(dir)?;
+    let mut demo = Demo { cluster: None, step: 0 };
+    if let Err(error) = demo.run(dir) {
+        let logs = demo.cluster.as_ref().map(Cluster::logs).unwrap_or_default();
+        return Err(error.context(format!("{logs}\nthe demo failed (make demo-down removes it)")));
+    }
+    println!();
+    println!("It all still runs. Go on with:");
+    println!("  export KUBECONFIG={}", dir.join("controller/admin.kubeconfig").display());
+    println!("  {} get all", tools::kubectl()?.display());
+    println!("and end it with: make demo-down");
+    Ok(())
+}
+
+struct Demo {
+    cluster: Option<Cluster>,
+    step: usize,
+}
+
+impl Demo {
+    fn run(&mut self, dir: &Path) -> Result<()> {
+        self.title("A controller on loopback, and a host of namespaces with its own containerd and agent");
+        let start = Instant::now();
+        self.cluster = Some(Cluster::start(dir, &["demo-host"])?.keep());
+        self.show("get nodes -o wide")?;
+        took(start);
+
+        self.title("The Redis image");
+        let start = Instant::now();
+        self.redis_image()?;
+        took(start);
+
+        self.title(
+            "A StatefulSet of two, a Service, a claim per pod: redis-0 is Ready before redis-1 is made",
+        );
+        let file = dir.join("redis.yaml");
+        std::fs::write(&file, MANIFEST)?;
+        let start = Instant::now();
+        self.show(&format!("apply -f {}", file.display()))?;
+        self.show("rollout status statefulset/redis --timeout=90s")?;
+        took(start);
+        self.show("get pods,pvc -o wide")?;
+        let ready = self
+            .kubectl()?
+            .field("pod redis-0", ".status.conditions[?(@.type==\"Ready\")].lastTransitionTime")?;
+        let made = self.kubectl()?.field("pod redis-1", ".metadata.creationTimestamp")?;
+        println!("  redis-0 was Ready at {ready}, redis-1 was made at {made}");
+
+        self.title("Each pod has its lasting name");
+        let start = Instant::now();
+        for pod in ["redis-0", "redis-1"] {
+            let name = self.show(&format!("exec {pod} -- hostname"))?;
+            if name.trim() != pod {
+                bail!("the host name of {pod} is {name}");
+            }
+        }
+        took(start);
+
+        self.title("A value is written; the pod is deleted; name, claim and value come back");
+        let start = Instant::now();
+        self.show("exec redis-0 -- redis-cli set ship berthed")?;
+        let claim = ".spec.volumes[?(@.name==\"data\")].persistentVolumeClaim.claimName";
+        let before = (
+            self.kubectl()?.field("pod redis-0", ".metadata.uid")?,
+            self.kubectl()?.field("pod redis-0", claim)?,
+        );
+        self.show("delete pod redis-0")?;
+        let kubectl = self.kubectl()?.clone();
+        wait::until_true("a new redis-0", Duration::from_secs(30), || {
+            Ok(kubectl.run("get pod redis-0 -o jsonpath={.metadata.uid}").is_ok_and(|uid| uid != before.0))
+        })?;
+        self.show("wait --for=condition=Ready pod/redis-0 --timeout=60s")?;
+        let value = self.show("exec redis-0 -- redis-cli get ship")?;
+        took(start);
+        let after = self.kubectl()?.field("pod redis-0", claim)?;
+        if value.trim() != "berthed" || after != before.1 {
+            bail!("the value is {value:?}, the claim {after} (before: {})", before.1);
+        }
+
+        self.title("Scaling up in order, down from the highest; claims stay");
+        let start = Instant::now();
+        self.show("scale statefulset redis --replicas=4")?;
+        self.show("rollout status statefulset/redis --timeout=90s")?;
+        self.show("get pods")?;
+        took(start);
+        let start = Instant::now();
+        self.show("scale statefulset redis --replicas=1")?;
+        self.show("wait --for=delete pod/redis-1 pod/redis-2 pod/redis-3 --timeout=60s")?;
+        self.show("get pods,pvc")?;
+        took(start);
+        let claims = self.kubectl()?.run("get pvc -o name")?;
+        if claims.lines().count() != 4 {
+            bail!("four claims should be left:\n{claims}");
+        }
+        Ok(())
+    }
+
+    /// Pulled if a registry answers, else made from the distribution's package.
+    fn redis_image(&self) -> Result<()> {
+        let cluster = self.cluster.as_ref().context("no cluster")?;
+        let host = cluster.host()?;
+        // From this side: the host's own network namespace reaches nothing but itself.
+        let pull = Command::new(tools::find("ctr")?)
+            .arg("-a")
+            .arg(host.containerd_socket())
+            .args(["-n", "berth", "--timeout", "20s", "images", "pull", "docker.io/library/redis:7"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if kubectl::finish(pull, "ctr images pull", Duration::from_secs(90)).is_ok_and(|done| done.ok) {
+            println!("  pulled docker.io/library/redis:7");
+            return Ok(());
+        }
+        println!("  no registry answers: made from the distribution's package redis-server, and imported");
+        let archive: PathBuf = image::redis(&cluster::images_dir()?)?;
+        host.import(&archive)
+    }
+
+    fn kubectl(&self) -> Result<&kubectl::Kubectl> {
+        Ok(&self.cluster.as_ref().context("no cluster")?.kubectl)
+    }
+
+    fn title(&mut self, text: &str) {
+        self.step += 1;
+        println!("\n== {}. {text}", self.step);
+    }
+
+    /// Prints the command and what it answers, as a person would see it; the answer.
+    fn show(&self, args: &str) -> Result<String> {
+        println!("$ kubectl {args}");
+        let out = self.kubectl()?.run(args)?;
+        for line in out.lines() {
+            println!("  {line}");
+        }
+        std::io::stdout().flush()?;
+        Ok(out)
+    }
+}
+
+fn took(start: Instant) {
+    println!("  ({:.2} s)", start.elapsed().as_secs_f64());
+}
