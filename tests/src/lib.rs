@@ -9,5 +9,6 @@ pub mod floor;
 pub mod host;
 pub mod image;
 pub mod kubectl;
+pub mod scenario;
 pub mod tools;
 pub mod wait;

@@ -1,0 +1,75 @@
+//! Every manifest in examples/ applies as it is and runs.
+
+use std::path::Path;
+
+use berth_tests::cluster::{self, Cluster};
+use berth_tests::{image, wait};
+
+#[test]
+fn the_examples_apply_unchanged_and_each_pod_keeps_its_own_page() {
+    let cluster = Cluster::for_test().unwrap();
+    let kubectl = &cluster.kubectl;
+    let host = cluster.host().unwrap();
+    let images = cluster::images_dir().unwrap();
+    host.import(&image::redis(&images).unwrap()).unwrap();
+    for archive in image::web(&images).unwrap() {
+        host.import(&archive).unwrap();
+    }
+    // Their images are `latest`, which is pulled always; no registry answers here, so what is there is used.
+    let apply = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        kubectl.apply(&text).unwrap()
+    };
+    for name in ["classes.yaml", "httpd-class.yaml", "httpd-rbac.yaml"] {
+        apply(name);
+    }
+    for name in [
+        "kubia.yaml",
+        "httpd.yaml",
+        "namespace.yaml",
+        "redis-service.yaml",
+        "redis-claims.yaml",
+        "nginx.yaml",
+    ] {
+        apply(name);
+    }
+    for (set, replicas) in
+        [("kubia", 3), ("statefulset-test", 3), ("redis-sts", 2), ("redis-pv-sts", 2), ("web", 3)]
+    {
+        cluster.settled(set, replicas).unwrap();
+    }
+    wait::until_true("the set in the namespace", berth_tests::scenario::SOON, || {
+        let path = "jsonpath={.status.readyReplicas}";
+        Ok(kubectl.args(&["get", "sts", "-n", "xgp-lll", "statefulset-test", "-o", path])? == "3")
+    })
+    .unwrap();
+
+    // A page of its own per pod, which outlives the pod.
+    for ordinal in 0..3 {
+        let pod = format!("web-{ordinal}");
+        cluster.sh(&pod, "echo page of $HOSTNAME > /usr/share/nginx/html/index.html").unwrap();
+    }
+    kubectl.run("delete pod web-1").unwrap();
+    cluster.settled("web", 3).unwrap();
+    for ordinal in 0..3 {
+        let pod = format!("web-{ordinal}");
+        let page = cluster.sh(&pod, "wget -qO- http://127.0.0.1/").unwrap();
+        assert_eq!(page, format!("page of {pod}"));
+    }
+    // The mapped provisioner's directory is named as nfs-subdir-external-provisioner names it.
+    let claim = kubectl.json("get pvc www-web-0").unwrap();
+    let volume = claim["spec"]["volumeName"].as_str().unwrap();
+    let directory = cluster.dir.join("nfs-client").join(format!("default-www-web-0-{volume}"));
+    assert_eq!(std::fs::read_to_string(directory.join("index.html")).unwrap().trim(), "page of web-0");
+
+    assert_eq!(cluster.sh("redis-pv-sts-0", "redis-cli set k v && redis-cli get k").unwrap(), "OK\nv");
+    let answer = kubectl.apply(
+        &std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/redis.yaml"))
+            .unwrap(),
+    );
+    answer.unwrap();
+    cluster.settled("redis", 2).unwrap();
+    // Applying again changes nothing.
+    assert!(apply("nginx.yaml").lines().all(|l| l.ends_with("unchanged")));
+}

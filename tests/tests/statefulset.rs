@@ -1,0 +1,110 @@
+//! The main job on real containerd: identity, order, claims.
+
+use berth_tests::cluster::Cluster;
+use berth_tests::scenario::set;
+use serde_json::Value;
+
+#[test]
+fn pods_start_in_order_with_lasting_names_and_claims_and_come_back_with_both() {
+    let cluster = Cluster::for_test().unwrap();
+    let kubectl = &cluster.kubectl;
+    kubectl.apply(&set("web", 2, "")).unwrap();
+    cluster.settled("web", 2).unwrap();
+
+    // web-0 was Ready before web-1 was created.
+    let ready =
+        kubectl.field("pod web-0", ".status.conditions[?(@.type==\"Ready\")].lastTransitionTime").unwrap();
+    let made = kubectl.field("pod web-1", ".metadata.creationTimestamp").unwrap();
+    assert!(ready <= made, "web-0 Ready at {ready}, web-1 created at {made}");
+
+    for ordinal in 0..2 {
+        let pod = format!("web-{ordinal}");
+        assert_eq!(
+            cluster.sh(&pod, "hostname; echo $HOSTNAME; cat /etc/hostname").unwrap(),
+            format!("{pod}\n{pod}\n{pod}")
+        );
+        let address = kubectl.field(&format!("pod {pod}"), ".status.podIP").unwrap();
+        assert!(cluster.sh(&pod, "cat /etc/hosts").unwrap().contains(&address));
+        assert!(cluster.sh(&pod, "ip addr show dev eth0").unwrap().contains(&address));
+        let labels = kubectl.json(&format!("get pod {pod}")).unwrap()["metadata"]["labels"].clone();
+        assert_eq!(labels["statefulset.kubernetes.io/pod-name"], Value::from(pod.clone()));
+        assert_eq!(labels["apps.kubernetes.io/pod-index"], Value::from(ordinal.to_string()));
+        assert!(labels["controller-revision-hash"].as_str().is_some_and(|h| h.starts_with("web-")));
+        assert_eq!(kubectl.field(&format!("pvc data-{pod}"), ".status.phase").unwrap(), "Bound");
+        cluster.sh(&pod, "echo mine-$HOSTNAME > /data/who").unwrap();
+    }
+
+    let before = cluster.uid("pod web-0").unwrap();
+    kubectl.run("delete pod web-0").unwrap();
+    cluster.settled("web", 2).unwrap();
+    assert_ne!(cluster.uid("pod web-0").unwrap(), before);
+    assert_eq!(cluster.sh("web-0", "cat /data/who").unwrap(), "mine-web-0");
+    assert_eq!(cluster.sh("web-1", "cat /data/who").unwrap(), "mine-web-1");
+    cluster.event("web", "SuccessfulCreate", "create Pod web-0 in StatefulSet web successful").unwrap();
+    cluster.event("web-0", "Scheduled", "Successfully assigned default/web-0 to node1").unwrap();
+    cluster.event("web-0", "Started", "Started container main").unwrap();
+}
+
+#[test]
+fn scaling_keeps_order_and_claims() {
+    let cluster = Cluster::for_test().unwrap();
+    let kubectl = &cluster.kubectl;
+    kubectl.apply(&set("web", 2, "")).unwrap();
+    cluster.settled("web", 2).unwrap();
+    kubectl.run("scale sts web --replicas=4").unwrap();
+    cluster.settled("web", 4).unwrap();
+    cluster.sh("web-3", "echo kept > /data/x").unwrap();
+
+    kubectl.run("scale sts web --replicas=1").unwrap();
+    cluster.settled("web", 1).unwrap();
+    for pod in ["web-1", "web-2", "web-3"] {
+        cluster.gone(&format!("pod/{pod}")).unwrap();
+    }
+    let claims = kubectl.run("get pvc -o name").unwrap();
+    assert_eq!(claims.lines().count(), 4, "{claims}");
+
+    kubectl.run("scale sts web --replicas=4").unwrap();
+    cluster.settled("web", 4).unwrap();
+    assert_eq!(cluster.sh("web-3", "cat /data/x").unwrap(), "kept");
+
+    // From 4 to 0 and the set itself: nothing but the claims stays.
+    kubectl.run("delete sts web").unwrap();
+    for pod in ["web-0", "web-1", "web-2", "web-3"] {
+        cluster.gone(&format!("pod/{pod}")).unwrap();
+    }
+    assert_eq!(kubectl.run("get pvc -o name").unwrap().lines().count(), 4);
+    assert_eq!(kubectl.run("get controllerrevisions -o name").unwrap(), "");
+}
+
+#[test]
+fn a_parallel_set_with_other_first_ordinal_starts_at_once() {
+    let cluster = Cluster::for_test().unwrap();
+    let kubectl = &cluster.kubectl;
+    kubectl.apply(&set("web", 3, "  podManagementPolicy: Parallel\n  ordinals: {start: 5}")).unwrap();
+    cluster.settled("web", 3).unwrap();
+    let names = kubectl.run("get pods -o jsonpath={.items[*].metadata.name}").unwrap();
+    assert_eq!(names, "web-5 web-6 web-7");
+    assert_eq!(cluster.sh("web-7", "hostname").unwrap(), "web-7");
+}
+
+#[test]
+fn an_unready_lower_ordinal_halts_the_start_and_not_the_deletion() {
+    let cluster = Cluster::for_test().unwrap();
+    let kubectl = &cluster.kubectl;
+    let manifest = set("web", 3, "").replace(
+        "        volumeMounts",
+        "        readinessProbe: {exec: {command: [test, -e, /data/ready]}, periodSeconds: 1}\n        volumeMounts",
+    );
+    kubectl.apply(&manifest).unwrap();
+    cluster.becomes("pod web-0", ".status.phase", "Running").unwrap();
+    cluster.event("web-0", "Unhealthy", "Readiness probe failed").unwrap();
+    assert_eq!(kubectl.run("get pods -o name").unwrap().trim(), "pod/web-0");
+    cluster.sh("web-0", "touch /data/ready").unwrap();
+    cluster.ready("web-0").unwrap();
+    cluster.becomes("pod web-1", ".status.phase", "Running").unwrap();
+    assert!(!kubectl.run("get pods -o name").unwrap().contains("web-2"));
+    // Never ready, condemned: it goes all the same.
+    kubectl.run("scale sts web --replicas=0").unwrap();
+    cluster.gone("pod/web-1").unwrap();
+    cluster.gone("pod/web-0").unwrap();
+}
