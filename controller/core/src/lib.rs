@@ -2,6 +2,7 @@
 //! arguments, so that the order of pods, the fence around an identity and the meaning of a manifest can be
 //! tested without a machine. The controller reads the store, asks this crate, and writes the answer.
 
+pub mod claims;
 pub mod field;
 pub mod identity;
 pub mod kinds;
@@ -10,4 +11,5 @@ pub mod place;
 pub mod quantity;
 pub mod resolve;
 pub mod selector;
+pub mod statefulset;
 pub mod status;

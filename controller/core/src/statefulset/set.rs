@@ -1,0 +1,263 @@
+//! The set, its pods, claims and revisions as the rules see them: read once, typed, small enough to keep.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::naming::{self, Ordinals};
+use super::{POD_INDEX_LABEL, POD_NAME_LABEL, REVISION_LABEL};
+use crate::object;
+
+/// A StatefulSet. Reading it never fails: what is in the store was validated and defaulted.
+#[derive(Clone, Debug)]
+pub struct Set {
+    pub name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub generation: i64,
+    pub deleting: bool,
+    pub ordinals: Ordinals,
+    /// podManagementPolicy: Parallel.
+    pub parallel: bool,
+    pub strategy: Strategy,
+    pub min_ready_seconds: i64,
+    pub history_limit: usize,
+    pub(super) selector: Value,
+    pub(super) annotations: Value,
+    pub(super) template: Value,
+    pub(super) claim_templates: Vec<Value>,
+    pub(super) service_name: String,
+    /// The status as last written.
+    pub(super) status: Value,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// Ordinals below the partition (counted from the first) stay at the current revision.
+    RollingUpdate {
+        partition: u32,
+    },
+    OnDelete,
+}
+
+/// Whose an object is, seen from one set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    This,
+    /// It has no controller: it may be adopted.
+    Nobody,
+    Another,
+}
+
+/// A pod of the set, or one that stands in its way.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    pub name: String,
+    pub uid: String,
+    pub ordinal: Option<u32>,
+    /// The revision it was made from, "" if unknown.
+    pub revision: String,
+    pub deleting: bool,
+    pub phase: Phase,
+    /// Since when it is Ready, if it is.
+    pub ready_since: Option<Timestamp>,
+    /// It runs, was Ready once, and is not now.
+    pub lost_readiness: bool,
+    owner_uid: Option<String>,
+    labels: Value,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Pending,
+    Running,
+    /// Succeeded or Failed: nothing of it runs, and nothing will.
+    Ended,
+}
+
+/// A claim, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    pub name: String,
+    pub deleting: bool,
+}
+
+/// A ControllerRevision.
+#[derive(Clone, Debug)]
+pub struct Revision {
+    pub name: String,
+    pub uid: String,
+    pub number: i64,
+    pub(super) data: Value,
+    owner_uid: Option<String>,
+    labels: Value,
+    pub(super) deleting: bool,
+}
+
+impl Set {
+    pub fn read(value: &Value) -> Set {
+        let spec = &value["spec"];
+        let number = |v: &Value, default: i64| v.as_i64().unwrap_or(default).max(0);
+        let small = |v: &Value, default: i64| u32::try_from(number(v, default)).unwrap_or(u32::MAX);
+        Set {
+            name: object::name(value).to_owned(),
+            namespace: object::namespace(value).to_owned(),
+            uid: object::uid(value).to_owned(),
+            generation: object::generation(value),
+            deleting: object::deleting(value),
+            ordinals: Ordinals {
+                start: small(&spec["ordinals"]["start"], 0),
+                replicas: small(&spec["replicas"], 1),
+            },
+            parallel: spec["podManagementPolicy"] == "Parallel",
+            strategy: match spec["updateStrategy"]["type"].as_str() {
+                Some("OnDelete") => Strategy::OnDelete,
+                _ => Strategy::RollingUpdate {
+                    partition: small(&spec["updateStrategy"]["rollingUpdate"]["partition"], 0),
+                },
+            },
+            min_ready_seconds: number(&spec["minReadySeconds"], 0),
+            history_limit: usize::try_from(number(&spec["revisionHistoryLimit"], 10)).unwrap_or(usize::MAX),
+            selector: spec["selector"].clone(),
+            annotations: value["metadata"]["annotations"].clone(),
+            template: spec["template"].clone(),
+            claim_templates: spec["volumeClaimTemplates"].as_array().cloned().unwrap_or_default(),
+            service_name: spec["serviceName"].as_str().unwrap_or_default().to_owned(),
+            status: value["status"].clone(),
+        }
+    }
+
+    pub(super) fn owner_of(&self, owner_uid: Option<&str>) -> Owner {
+        match owner_uid {
+            None => Owner::Nobody,
+            Some(uid) if uid == self.uid => Owner::This,
+            Some(_) => Owner::Another,
+        }
+    }
+
+    /// The names of the claims of one ordinal, in the order of the templates.
+    pub fn claims_of(&self, ordinal: u32) -> impl Iterator<Item = String> {
+        self.claim_templates.iter().map(move |t| naming::claim_name(object::name(t), &self.name, ordinal))
+    }
+}
+
+impl Pod {
+    pub fn read(value: &Value) -> Pod {
+        let status = &value["status"];
+        let condition = |kind: &str| {
+            status["conditions"].as_array().into_iter().flatten().find(move |c| c["type"] == kind)
+        };
+        let since = |c: &Value| c["lastTransitionTime"].as_str().and_then(|t| t.parse::<Timestamp>().ok());
+        let phase = match status["phase"].as_str() {
+            Some("Running") => Phase::Running,
+            Some("Succeeded" | "Failed") => Phase::Ended,
+            _ => Phase::Pending,
+        };
+        let ready = condition("Ready");
+        let is_ready = phase == Phase::Running && ready.is_some_and(|c| c["status"] == "True");
+        // A pod that was never ready has been not ready since before it was initialized.
+        let was_ready = match (ready.and_then(since), condition("Initialized").and_then(since)) {
+            (Some(ready), Some(initialized)) => ready > initialized,
+            _ => false,
+        };
+        let containers = status["containerStatuses"].as_array();
+        let runs = phase == Phase::Running
+            && containers.is_some_and(|all| all.iter().all(|c| c["state"]["running"].is_object()));
+        let name = object::name(value).to_owned();
+        Pod {
+            ordinal: naming::parent_and_ordinal(&name).map(|(_, ordinal)| ordinal),
+            uid: object::uid(value).to_owned(),
+            revision: object::label(value, REVISION_LABEL).unwrap_or_default().to_owned(),
+            deleting: object::deleting(value),
+            phase,
+            // A condition without a time counts as ready from the beginning.
+            ready_since: is_ready.then(|| ready.and_then(since).unwrap_or(Timestamp::UNIX_EPOCH)),
+            lost_readiness: runs && !is_ready && was_ready,
+            owner_uid: owner_uid(value),
+            labels: value["metadata"]["labels"].clone(),
+            name,
+        }
+    }
+
+    pub(super) fn owner(&self, set: &Set) -> Owner {
+        set.owner_of(self.owner_uid.as_deref())
+    }
+
+    pub(super) fn selected_by(&self, set: &Set) -> bool {
+        selects(&set.selector, &self.labels)
+    }
+
+    /// The labels every pod of a set carries, where this one lacks them (it was adopted).
+    pub(super) fn missing_labels(&self, ordinal: u32) -> Vec<(&'static str, String)> {
+        [(POD_NAME_LABEL, self.name.clone()), (POD_INDEX_LABEL, ordinal.to_string())]
+            .into_iter()
+            .filter(|(key, value)| self.labels[*key].as_str() != Some(value))
+            .collect()
+    }
+
+    /// Ready, for at least `min_ready_seconds`.
+    pub fn available(&self, min_ready_seconds: i64, now: Timestamp) -> bool {
+        self.available_at(min_ready_seconds).is_some_and(|at| at <= now)
+    }
+
+    /// When it is (or was) available, if it stays Ready.
+    pub fn available_at(&self, min_ready_seconds: i64) -> Option<Timestamp> {
+        let since = self.ready_since?;
+        since.checked_add(jiff::SignedDuration::from_secs(min_ready_seconds)).ok()
+    }
+
+    pub fn ready(&self) -> bool {
+        self.ready_since.is_some()
+    }
+}
+
+impl Claim {
+    pub fn read(value: &Value) -> Claim {
+        Claim { name: object::name(value).to_owned(), deleting: object::deleting(value) }
+    }
+}
+
+impl Revision {
+    pub fn read(value: &Value) -> Revision {
+        Revision {
+            name: object::name(value).to_owned(),
+            uid: object::uid(value).to_owned(),
+            number: value["revision"].as_i64().unwrap_or_default(),
+            data: value["data"].clone(),
+            owner_uid: owner_uid(value),
+            labels: value["metadata"]["labels"].clone(),
+            deleting: object::deleting(value),
+        }
+    }
+
+    pub(super) fn owner(&self, set: &Set) -> Owner {
+        set.owner_of(self.owner_uid.as_deref())
+    }
+
+    pub(super) fn selected_by(&self, set: &Set) -> bool {
+        selects(&set.selector, &self.labels)
+    }
+}
+
+fn owner_uid(value: &Value) -> Option<String> {
+    Some(object::controller_ref(value)?["uid"].as_str()?.to_owned())
+}
+
+/// Whether a metav1.LabelSelector selects these labels. An absent selector selects nothing.
+pub fn selects(selector: &Value, labels: &Value) -> bool {
+    if !selector.is_object() {
+        return false;
+    }
+    let equal = selector["matchLabels"].as_object().into_iter().flatten().all(|(k, v)| labels[k] == *v);
+    equal
+        && selector["matchExpressions"].as_array().into_iter().flatten().all(|e| {
+            let value = &labels[e["key"].as_str().unwrap_or_default()];
+            let listed = || e["values"].as_array().is_some_and(|values| values.contains(value));
+            match e["operator"].as_str() {
+                Some("In") => listed(),
+                Some("NotIn") => !listed(),
+                Some("Exists") => !value.is_null(),
+                Some("DoesNotExist") => value.is_null(),
+                _ => false,
+            }
+        })
+}
