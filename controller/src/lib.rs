@@ -1,1 +1,2 @@
+pub mod reconcile;
 pub mod store;
