@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::object;
+use crate::place::reaches;
+use crate::quantity::Quantity;
+use crate::selector::Selector;
 
 /// The embedded provisioner's name, behind the class `local`.
 pub const DIRECTORY_PROVISIONER: &str = "berth.dev/directory";
@@ -188,7 +191,7 @@ pub fn standing(claim: &Value, storage: &Storage) -> Standing {
 /// The binding of a claim that stands [`Standing::WithPod`], once its pod is placed on this node; or why
 /// that node will not do.
 pub fn bind_on(claim: &Value, node: &Value, storage: &Storage) -> Result<Binding, String> {
-    if let Some(volume) = best_match(claim, storage.volumes, |v| fits(v, node)) {
+    if let Some(volume) = best_match(claim, storage.volumes, |v| reaches(v, node)) {
         return Ok(selected(bind_existing(claim, volume), node));
     }
     let class_name = class_name(claim);
@@ -205,44 +208,6 @@ pub fn bind_on(claim: &Value, node: &Value, storage: &Storage) -> Result<Binding
 fn selected(mut binding: Binding, node: &Value) -> Binding {
     annotate(&mut binding.claim, SELECTED_NODE, object::name(node));
     binding
-}
-
-/// Whether the volume can be used on that node (its node affinity).
-pub fn fits(volume: &Value, node: &Value) -> bool {
-    let required = &volume["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"];
-    let Some(terms) = required.as_array() else { return true };
-    terms.iter().any(|term| {
-        let expressions = term["matchExpressions"].as_array();
-        let fields = term["matchFields"].as_array();
-        if expressions.is_none_or(Vec::is_empty) && fields.is_none_or(Vec::is_empty) {
-            return false;
-        }
-        expressions
-            .into_iter()
-            .flatten()
-            .all(|e| matches_expression(e, object::label(node, e["key"].as_str().unwrap_or_default())))
-            && fields
-                .into_iter()
-                .flatten()
-                .all(|e| e["key"] == "metadata.name" && matches_expression(e, Some(object::name(node))))
-    })
-}
-
-fn matches_expression(expression: &Value, value: Option<&str>) -> bool {
-    let listed = |value: &str| {
-        expression["values"].as_array().into_iter().flatten().any(|v| v.as_str() == Some(value))
-    };
-    let bound = expression["values"][0].as_str().and_then(|v| v.parse::<i64>().ok());
-    let number = value.and_then(|v| v.parse::<i64>().ok());
-    match expression["operator"].as_str() {
-        Some("In") => value.is_some_and(listed),
-        Some("NotIn") => !value.is_some_and(listed),
-        Some("Exists") => value.is_some(),
-        Some("DoesNotExist") => value.is_none(),
-        Some("Gt") => number.zip(bound).is_some_and(|(n, b)| n > b),
-        Some("Lt") => number.zip(bound).is_some_and(|(n, b)| n < b),
-        _ => false,
-    }
 }
 
 /// The directory behind a volume, for the host that uses it: (root, name); an empty root is the agent's own
@@ -340,7 +305,7 @@ fn refers_to(reference: &Value, claim: &Value) -> bool {
 
 /// The smallest volume that will do; one reserved for the claim comes first.
 fn best_match<'a>(claim: &Value, volumes: &[&'a Value], also: impl Fn(&Value) -> bool) -> Option<&'a Value> {
-    let mut best: Option<(i128, &Value)> = None;
+    let mut best: Option<(Quantity, &Value)> = None;
     for &volume in volumes {
         let reference = &volume["spec"]["claimRef"];
         if object::deleting(volume) || mismatch(claim, volume).is_some() || !also(volume) {
@@ -355,7 +320,7 @@ fn best_match<'a>(claim: &Value, volumes: &[&'a Value], also: impl Fn(&Value) ->
         if matches!(volume["status"]["phase"].as_str(), Some("Released" | "Failed" | "Bound")) {
             continue;
         }
-        let Some(capacity) = quantity(&volume["spec"]["capacity"]["storage"]) else { continue };
+        let Ok(capacity) = Quantity::of(&volume["spec"]["capacity"]["storage"]) else { continue };
         let smaller = match &best {
             None => true,
             Some((held, kept)) => match capacity.cmp(held) {
@@ -373,8 +338,8 @@ fn best_match<'a>(claim: &Value, volumes: &[&'a Value], also: impl Fn(&Value) ->
 
 /// Why this volume cannot serve this claim.
 fn mismatch(claim: &Value, volume: &Value) -> Option<&'static str> {
-    let requested = quantity(&claim["spec"]["resources"]["requests"]["storage"]);
-    let capacity = quantity(&volume["spec"]["capacity"]["storage"]);
+    let requested = Quantity::of(&claim["spec"]["resources"]["requests"]["storage"]).ok();
+    let capacity = Quantity::of(&volume["spec"]["capacity"]["storage"]).ok();
     if let Some(requested) = requested
         && capacity.is_none_or(|c| c < requested)
     {
@@ -396,41 +361,12 @@ fn mismatch(claim: &Value, volume: &Value) -> Option<&'static str> {
         return Some("incompatible accessMode");
     }
     if !claim["spec"]["selector"].is_null()
-        && !crate::statefulset::selects(&claim["spec"]["selector"], &volume["metadata"]["labels"])
+        && !Selector::from_object(&claim["spec"]["selector"])
+            .is_ok_and(|selector| selector.matches(&volume["metadata"]["labels"]))
     {
         return Some("the volume's labels do not match the claim's selector");
     }
     None
-}
-
-/// A quantity in thousandths.
-fn quantity(value: &Value) -> Option<i128> {
-    let text = match value {
-        Value::String(text) => text.clone(),
-        Value::Number(number) => number.to_string(),
-        _ => return None,
-    };
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (digits, suffix) = text.split_at(split);
-    let thousandths: i128 = match suffix {
-        "m" => 1,
-        "" => 1000,
-        "k" => 1_000_000,
-        "M" => 1_000_000_000,
-        "G" => 1_000_000_000_000,
-        "T" => 1_000_000_000_000_000,
-        "P" => 1_000_000_000_000_000_000,
-        "Ki" => 1000 << 10,
-        "Mi" => 1000 << 20,
-        "Gi" => 1000 << 30,
-        "Ti" => 1000 << 40,
-        "Pi" => 1000 << 50,
-        _ => return None,
-    };
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    let scale = 10i128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-    let number: i128 = format!("{whole}{fraction}").parse().ok()?;
-    Some(number.checked_mul(thousandths)? / scale)
 }
 
 /// A new volume for this claim: a directory, on that node unless the directories are shared.

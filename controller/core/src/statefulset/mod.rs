@@ -24,7 +24,7 @@ mod simulation;
 pub use naming::{claim_name, parent_and_ordinal, pod_name};
 pub use plan::{Action, Plan, plan};
 pub use revision::{HASH_LABEL, hash};
-pub use set::{Claim, Pod, Revision, Set, selects};
+pub use set::{Claim, Pod, Revision, Set};
 
 pub const REVISION_LABEL: &str = "controller-revision-hash";
 pub const POD_NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";

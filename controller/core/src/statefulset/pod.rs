@@ -68,7 +68,7 @@ fn volumes(set: &Set, spec: &Value, ordinal: u32) -> Vec<Value> {
 pub(super) fn claims(set: &Set, ordinal: u32) -> impl Iterator<Item = Value> {
     set.claim_templates.iter().map(move |template| {
         let mut labels = template["metadata"]["labels"].as_object().cloned().unwrap_or_default();
-        for (key, value) in set.selector["matchLabels"].as_object().into_iter().flatten() {
+        for (key, value) in set.match_labels.as_object().into_iter().flatten() {
             labels.insert(key.clone(), value.clone());
         }
         let mut metadata = json!({

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::naming::{self, Ordinals};
 use super::{POD_INDEX_LABEL, POD_NAME_LABEL, REVISION_LABEL};
 use crate::object;
+use crate::selector::Selector;
 
 /// A StatefulSet. Reading it never fails: what is in the store was validated and defaulted.
 #[derive(Clone, Debug)]
@@ -21,7 +22,9 @@ pub struct Set {
     pub strategy: Strategy,
     pub min_ready_seconds: i64,
     pub history_limit: usize,
-    pub(super) selector: Value,
+    selector: Selector,
+    /// `spec.selector.matchLabels`, which its claims carry.
+    pub(super) match_labels: Value,
     pub(super) annotations: Value,
     pub(super) template: Value,
     pub(super) claim_templates: Vec<Value>,
@@ -117,7 +120,9 @@ impl Set {
             },
             min_ready_seconds: number(&spec["minReadySeconds"], 0),
             history_limit: usize::try_from(number(&spec["revisionHistoryLimit"], 10)).unwrap_or(usize::MAX),
-            selector: spec["selector"].clone(),
+            // (One that cannot be read was refused long ago: it selects nothing.)
+            selector: Selector::from_object(&spec["selector"]).unwrap_or(Selector::nothing()),
+            match_labels: spec["selector"]["matchLabels"].clone(),
             annotations: value["metadata"]["annotations"].clone(),
             template: spec["template"].clone(),
             claim_templates: spec["volumeClaimTemplates"].as_array().cloned().unwrap_or_default(),
@@ -183,7 +188,7 @@ impl Pod {
     }
 
     pub(super) fn selected_by(&self, set: &Set) -> bool {
-        selects(&set.selector, &self.labels)
+        set.selector.matches(&self.labels)
     }
 
     /// The labels every pod of a set carries, where this one lacks them (it was adopted).
@@ -234,30 +239,10 @@ impl Revision {
     }
 
     pub(super) fn selected_by(&self, set: &Set) -> bool {
-        selects(&set.selector, &self.labels)
+        set.selector.matches(&self.labels)
     }
 }
 
 fn owner_uid(value: &Value) -> Option<String> {
     Some(object::controller_ref(value)?["uid"].as_str()?.to_owned())
-}
-
-/// Whether a metav1.LabelSelector selects these labels. An absent selector selects nothing.
-pub fn selects(selector: &Value, labels: &Value) -> bool {
-    if !selector.is_object() {
-        return false;
-    }
-    let equal = selector["matchLabels"].as_object().into_iter().flatten().all(|(k, v)| labels[k] == *v);
-    equal
-        && selector["matchExpressions"].as_array().into_iter().flatten().all(|e| {
-            let value = &labels[e["key"].as_str().unwrap_or_default()];
-            let listed = || e["values"].as_array().is_some_and(|values| values.contains(value));
-            match e["operator"].as_str() {
-                Some("In") => listed(),
-                Some("NotIn") => !listed(),
-                Some("Exists") => !value.is_null(),
-                Some("DoesNotExist") => value.is_null(),
-                _ => false,
-            }
-        })
 }
