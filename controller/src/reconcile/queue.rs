@@ -150,8 +150,8 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
             }
             Err(error) => {
                 let failures = state.failures.entry(key.clone()).or_default();
-                let delay = (FIRST_RETRY * 2u32.saturating_pow(*failures)).min(LAST_RETRY);
-                *failures = (*failures + 1).min(16);
+                let delay = back_off(*failures);
+                *failures = failures.saturating_add(1);
                 // A conflict or two is how loops that share an object get along.
                 if *failures > 3 {
                     tracing::warn!(queue = name, ?key, %error, ?delay, "failed; trying again");
@@ -169,6 +169,11 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
         // No code that could panic runs under this lock.
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How long a key rests after failing again, having failed so many times in a row before.
+fn back_off(failures: u32) -> Duration {
+    FIRST_RETRY.saturating_mul(2u32.saturating_pow(failures)).min(LAST_RETRY)
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
@@ -241,94 +246,92 @@ impl<K: Clone + Eq + Hash> State<K> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use tokio::sync::mpsc;
+    use tokio::sync::{Semaphore, mpsc};
 
-    #[tokio::test(start_paused = true)]
+    fn started(state: &mut State<u8>, now: Instant) -> Vec<u8> {
+        state.due(now);
+        std::iter::from_fn(|| state.take()).collect()
+    }
+
+    #[tokio::test]
     async fn a_key_never_runs_twice_at_once_and_what_is_added_meanwhile_runs_again() {
         let queue: Queue<u8> = Queue::new();
         let (ran, mut runs) = mpsc::unbounded_channel();
         let at_once = Arc::new(AtomicUsize::new(0));
+        let gate = Arc::new(Semaphore::new(0));
+        let held = gate.clone();
         tokio::spawn(queue.clone().run("test", 8, move |key| {
-            let (ran, at_once) = (ran.clone(), at_once.clone());
+            let (ran, at_once, gate) = (ran.clone(), at_once.clone(), held.clone());
             async move {
                 assert_eq!(at_once.fetch_add(1, Ordering::SeqCst), 0);
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                at_once.fetch_sub(1, Ordering::SeqCst);
                 ran.send(key)?;
+                gate.acquire().await?.forget();
+                at_once.fetch_sub(1, Ordering::SeqCst);
                 Ok(Next::Event)
             }
         }));
         queue.add(1);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(runs.recv().await, Some(1));
         for _ in 0..10 {
             queue.add(1);
         }
-        assert_eq!(runs.recv().await, Some(1));
-        assert_eq!(runs.recv().await, Some(1));
-        let more = tokio::time::timeout(Duration::from_secs(5), runs.recv()).await;
-        assert!(more.is_err(), "ran once more than asked");
+        gate.add_permits(1);
+        assert_eq!(runs.recv().await, Some(1), "runs again");
+        gate.add_permits(1);
+        queue.add(2);
+        assert_eq!(runs.recv().await, Some(2), "but only once");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_failing_key_is_tried_again_ever_later_but_at_least_once_a_minute() {
+    #[test]
+    fn a_failing_key_is_tried_again_ever_later_but_at_least_once_a_minute() {
+        let delays: Vec<Duration> = (0..40).map(back_off).collect();
+        assert_eq!(delays[..3], [5, 10, 20].map(Duration::from_millis));
+        assert!(delays.windows(2).all(|d| d[0] <= d[1]));
+        assert_eq!((delays[20], back_off(u32::MAX)), (LAST_RETRY, LAST_RETRY));
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_fails_or_panics_is_asked_again() {
         let queue: Queue<u8> = Queue::new();
         let (ran, mut runs) = mpsc::unbounded_channel();
+        let calls = Arc::new(AtomicUsize::new(0));
         tokio::spawn(queue.clone().run("test", 1, move |_| {
-            let ran = ran.clone();
+            let (ran, call) = (ran.clone(), calls.fetch_add(1, Ordering::SeqCst));
             async move {
-                ran.send(Instant::now())?;
-                Err("no".into())
+                ran.send(call)?;
+                assert_ne!(call, 0, "a panic on purpose");
+                if call == 1 { Err("no".into()) } else { Ok(Next::Event) }
             }
         }));
         queue.add(1);
-        let mut gaps = Vec::new();
-        let mut last = runs.recv().await.unwrap();
-        for _ in 0..18 {
-            let next = runs.recv().await.unwrap();
-            gaps.push(next - last);
-            last = next;
+        for call in 0..3 {
+            assert_eq!(runs.recv().await, Some(call));
         }
-        assert!(gaps.windows(2).all(|g| g[0] <= g[1] + Duration::from_millis(2)), "{gaps:?}");
-        assert!(gaps[0] < Duration::from_millis(10) && gaps[17] <= Duration::from_secs(61), "{gaps:?}");
-        assert!(gaps[17] >= Duration::from_secs(60));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_panicking_handler_is_a_failure_like_another() {
+    #[test]
+    fn time_wakes_a_key_once_at_the_earliest_time_asked() {
         let queue: Queue<u8> = Queue::new();
-        let (ran, mut runs) = mpsc::unbounded_channel();
-        tokio::spawn(queue.clone().run("test", 1, move |_| {
-            let ran = ran.clone();
-            async move {
-                ran.send(())?;
-                assert!(ran.is_closed(), "on purpose");
-                Ok(Next::Event)
-            }
-        }));
-        queue.add(1);
-        runs.recv().await.unwrap();
-        runs.recv().await.unwrap();
+        let (mut state, now) = (queue.state(), Instant::now());
+        let after = |seconds| now + Duration::from_secs(seconds);
+        for seconds in [20, 10, 30] {
+            state.delay(1, after(seconds));
+        }
+        assert_eq!(state.due(after(9)), Some(after(10)));
+        assert_eq!(started(&mut state, after(10)), [1]);
+        assert!(!state.ended(&1));
+        assert_eq!(state.due(after(60)), None);
+        assert_eq!(started(&mut state, after(60)), [0u8; 0]);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn time_wakes_a_key_once_and_an_event_before_that_takes_its_place() {
+    #[test]
+    fn an_event_takes_the_place_of_the_time() {
         let queue: Queue<u8> = Queue::new();
-        let (ran, mut runs) = mpsc::unbounded_channel();
-        let start = Instant::now();
-        tokio::spawn(queue.clone().run("test", 1, move |_| {
-            let ran = ran.clone();
-            async move {
-                ran.send(start.elapsed())?;
-                Ok(Next::Event)
-            }
-        }));
-        queue.add_after(1, Duration::from_secs(20));
-        queue.add_after(1, Duration::from_secs(10));
-        queue.add_after(1, Duration::from_secs(30));
-        assert!(runs.recv().await.unwrap() < Duration::from_secs(11));
-        queue.add_after(1, Duration::from_secs(30));
-        queue.add(1);
-        assert!(runs.recv().await.unwrap() < Duration::from_secs(12));
-        assert!(tokio::time::timeout(Duration::from_secs(100), runs.recv()).await.is_err());
+        let (mut state, now) = (queue.state(), Instant::now());
+        state.delay(1, now + Duration::from_secs(30));
+        state.add(1);
+        assert_eq!(started(&mut state, now), [1]);
+        state.ended(&1);
+        assert_eq!(state.due(now + Duration::from_secs(60)), None);
     }
 }
