@@ -3,6 +3,8 @@
 //! This test binary starts itself again as the process to kill: the test `child` is that process, and does
 //! nothing unless told to by the environment.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
