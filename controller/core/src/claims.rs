@@ -447,3 +447,229 @@ fn annotate(target: &mut Value, key: &str, value: &str) {
     let annotations = &mut object::metadata_mut(target).entry("annotations").or_insert_with(|| json!({}));
     annotations[key] = value.into();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(more: Value) -> Value {
+        let mut claim = json!({
+            "metadata": {"name": "data-web-0", "namespace": "default", "uid": "u1", "resourceVersion": "7"},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+                "storageClassName": "local", "volumeMode": "Filesystem",
+            },
+            "status": {"phase": "Pending"},
+        });
+        for (key, value) in more.as_object().unwrap() {
+            claim["spec"][key] = value.clone();
+        }
+        claim
+    }
+
+    fn volume(name: &str, size: &str, class: &str) -> Value {
+        json!({
+            "metadata": {"name": name, "labels": {"disk": name}},
+            "spec": {
+                "capacity": {"storage": size}, "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+                "storageClassName": class, "hostPath": {"path": format!("/mnt/{name}")},
+                "persistentVolumeReclaimPolicy": "Retain", "volumeMode": "Filesystem",
+            },
+            "status": {"phase": "Available"},
+        })
+    }
+
+    fn class(name: &str, provisioner: &str, mode: &str) -> Value {
+        json!({
+            "metadata": {"name": name}, "provisioner": provisioner, "volumeBindingMode": mode,
+            "reclaimPolicy": "Delete",
+        })
+    }
+
+    fn provisioners() -> Provisioners {
+        let at = |root: &str, shared| Directories { root: root.to_owned(), shared };
+        Provisioners::new([
+            ("bdqn".to_owned(), at("/srv/bdqn", false)),
+            ("nas".to_owned(), at("/nas/", true)),
+        ])
+    }
+
+    fn node(name: &str) -> Value {
+        json!({"metadata": {"name": name, "labels": {HOSTNAME: name}}})
+    }
+
+    fn stands(claim: &Value, volumes: &[Value], classes: &[Value]) -> Standing {
+        let (volumes, classes): (Vec<&Value>, Vec<&Value>) =
+            (volumes.iter().collect(), classes.iter().collect());
+        standing(claim, &Storage { volumes: &volumes, classes: &classes, provisioners: &provisioners() })
+    }
+
+    fn bound_on(claim: &Value, on: &str, volumes: &[Value], classes: &[Value]) -> Result<Binding, String> {
+        let (volumes, classes): (Vec<&Value>, Vec<&Value>) =
+            (volumes.iter().collect(), classes.iter().collect());
+        bind_on(
+            claim,
+            &node(on),
+            &Storage { volumes: &volumes, classes: &classes, provisioners: &provisioners() },
+        )
+    }
+
+    #[test]
+    fn a_claim_of_class_local_becomes_a_directory_on_its_pods_host() {
+        let claim = claim(json!({}));
+        assert_eq!(stands(&claim, &[], &[local_class()]), Standing::WithPod);
+        let made = bound_on(&claim, "a", &[], &[local_class()]).unwrap();
+        assert!(made.new);
+        assert_eq!(
+            made.volume,
+            json!({
+                "apiVersion": "v1", "kind": "PersistentVolume",
+                "metadata": {
+                    "name": "pvc-u1", "annotations": {"pv.kubernetes.io/provisioned-by": "berth.dev/directory"},
+                },
+                "spec": {
+                    "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+                    "persistentVolumeReclaimPolicy": "Delete", "storageClassName": "local",
+                    "volumeMode": "Filesystem",
+                    "local": {"path": "default-data-web-0-pvc-u1"},
+                    "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                        {"key": "kubernetes.io/hostname", "operator": "In", "values": ["a"]},
+                    ]}]}},
+                    "claimRef": {
+                        "kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": "default",
+                        "name": "data-web-0", "uid": "u1", "resourceVersion": "7",
+                    },
+                },
+                "status": {"phase": "Bound"},
+            })
+        );
+        let (bound, pinned) = (&made.claim, pinned_to(&made.volume));
+        assert_eq!(
+            (&bound["spec"]["volumeName"], &bound["status"]["phase"]),
+            (&json!("pvc-u1"), &json!("Bound"))
+        );
+        assert_eq!(bound["status"]["capacity"]["storage"], "1Gi");
+        for (key, value) in [
+            (SELECTED_NODE, "a"),
+            (PROVISIONER, DIRECTORY_PROVISIONER),
+            (BIND_COMPLETED, "yes"),
+            (BOUND_BY_CONTROLLER, "yes"),
+        ] {
+            assert_eq!(object::annotation(bound, key), Some(value), "{key}");
+        }
+        assert_eq!(pinned, Some("a"));
+        assert!(reaches(&made.volume, &node("a")) && !reaches(&made.volume, &node("b")));
+        assert_eq!(
+            stands(bound, std::slice::from_ref(&made.volume), &[local_class()]),
+            Standing::Bound { volume: "pvc-u1".to_owned() }
+        );
+        assert_eq!(reclaim(&made.volume, &provisioners()), Reclaim::Remove);
+    }
+
+    #[test]
+    fn a_mapped_provisioner_names_its_directories_as_the_nfs_subdir_provisioner_does() {
+        let classes = [class("fast", "bdqn", "Immediate")];
+        let claim = claim(json!({"storageClassName": "fast"}));
+        assert_eq!(stands(&claim, &[], &classes), Standing::WithPod, "pinned to a host even if Immediate");
+        let made = bound_on(&claim, "a", &[], &classes).unwrap();
+        assert_eq!(made.volume["spec"]["local"]["path"], "/srv/bdqn/default-data-web-0-pvc-u1");
+        assert_eq!(
+            directory(&made.volume),
+            Some(Directory { root: "/srv/bdqn".into(), name: "default-data-web-0-pvc-u1".into() })
+        );
+    }
+
+    #[test]
+    fn shared_directories_are_bound_at_once_and_pinned_nowhere() {
+        let claim = claim(json!({"storageClassName": "nas"}));
+        let Standing::Now(made) = stands(&claim, &[], &[class("nas", "nas", "Immediate")]) else { panic!() };
+        assert_eq!(made.volume["spec"]["hostPath"]["path"], "/nas/default-data-web-0-pvc-u1");
+        assert!(reaches(&made.volume, &node("b")) && pinned_to(&made.volume).is_none());
+        let late = [class("nas", "nas", "WaitForFirstConsumer")];
+        assert_eq!(stands(&claim, &[], &late), Standing::WithPod);
+    }
+
+    #[test]
+    fn a_static_volume_is_the_smallest_that_fits_class_mode_size_and_selector() {
+        let volumes = [
+            volume("big", "10Gi", "manual"),
+            volume("fits", "2Gi", "manual"),
+            volume("small", "100Mi", "manual"),
+            volume("other", "1Gi", "else"),
+        ];
+        let bound = |more: Value| match stands(&claim(more), &volumes, &[]) {
+            Standing::Now(binding) => object::name(&binding.volume).to_owned(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(bound(json!({"storageClassName": "manual"})), "fits");
+        let selector = json!({"matchLabels": {"disk": "big"}});
+        assert_eq!(bound(json!({"storageClassName": "manual", "selector": selector})), "big");
+        assert!(
+            bound(json!({"storageClassName": "manual", "accessModes": ["ReadOnlyMany"]})).contains("Waits")
+        );
+    }
+
+    #[test]
+    fn a_volume_reserved_or_asked_for_by_name_is_taken() {
+        let mut reserved = volume("reserved", "50Gi", "manual");
+        reserved["spec"]["claimRef"] = json!({"namespace": "default", "name": "data-web-0"});
+        let volumes = [volume("fits", "2Gi", "manual"), reserved];
+        let manual = claim(json!({"storageClassName": "manual"}));
+        let Standing::Now(binding) = stands(&manual, &volumes, &[]) else { panic!() };
+        assert_eq!(object::name(&binding.volume), "reserved");
+        let named = claim(json!({"storageClassName": "manual", "volumeName": "fits"}));
+        let Standing::Now(binding) = stands(&named, &volumes, &[]) else { panic!() };
+        assert_eq!(binding.claim["status"]["capacity"]["storage"], "2Gi");
+        let taken = claim(json!({"storageClassName": "other", "volumeName": "fits"}));
+        assert!(matches!(stands(&taken, &volumes, &[]), Standing::Waits { reason: "VolumeMismatch", .. }));
+    }
+
+    #[test]
+    fn what_cannot_be_bound_says_why() {
+        let why = |more: Value, classes: &[Value]| match stands(&claim(more), &[], classes) {
+            Standing::Waits { reason, message } => (reason, message),
+            other => panic!("{other:?}"),
+        };
+        let (reason, message) = why(json!({"storageClassName": "gone"}), &[]);
+        assert_eq!(
+            (reason, &*message),
+            ("ProvisioningFailed", "storageclass.storage.k8s.io \"gone\" not found")
+        );
+        let (reason, message) =
+            why(json!({"storageClassName": "x"}), &[class("x", "example.com/x", "Immediate")]);
+        assert_eq!(reason, "ExternalProvisioning");
+        assert!(message.contains("example.com/x"), "{message}");
+        assert_eq!(why(json!({"storageClassName": ""}), &[]).0, "FailedBinding");
+    }
+
+    #[test]
+    fn a_bound_claim_whose_volume_is_gone_is_lost() {
+        let made = bound_on(&claim(json!({})), "a", &[], &[local_class()]).unwrap();
+        assert!(matches!(stands(&made.claim, &[], &[local_class()]), Standing::Lost { .. }));
+    }
+
+    #[test]
+    fn a_half_written_binding_is_completed() {
+        let made = bound_on(&claim(json!({})), "a", &[], &[local_class()]).unwrap();
+        let mut half = made.claim.clone();
+        half["status"] = json!({"phase": "Pending"});
+        let Standing::Now(again) = stands(&half, std::slice::from_ref(&made.volume), &[local_class()]) else {
+            panic!()
+        };
+        assert_eq!(again.claim["status"], made.claim["status"]);
+    }
+
+    #[test]
+    fn the_youngest_default_class_is_for_claims_that_name_none() {
+        let mut old = local_class();
+        old["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
+        let mut young = class("young", "bdqn", "Immediate");
+        young["metadata"]["annotations"] = json!({DEFAULT_CLASS: "true"});
+        young["metadata"]["creationTimestamp"] = "2026-02-01T00:00:00Z".into();
+        assert_eq!(default_class(&[&old, &young, &class("x", "x", "Immediate")]), Some("young"));
+        let mut none = claim(json!({}));
+        none["spec"].as_object_mut().unwrap().remove("storageClassName");
+        assert!(wants_default_class(&none));
+        assert!(!wants_default_class(&claim(json!({"storageClassName": ""}))));
+    }
+}
