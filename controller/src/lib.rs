@@ -3,5 +3,6 @@
 
 mod files;
 
+pub mod api;
 pub mod pki;
 pub mod store;
