@@ -143,6 +143,34 @@ pub fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
+/// Paths of what is not the same in two values, at most ten, the deepest that tell them apart.
+pub fn differences(path: &Path, old: &Value, new: &Value) -> Vec<String> {
+    let mut out = Vec::new();
+    collect_differences(path, old, new, &mut out);
+    out
+}
+
+fn collect_differences(path: &Path, old: &Value, new: &Value, out: &mut Vec<String>) {
+    if out.len() >= 10 || same(old, new) {
+        return;
+    }
+    match (old, new) {
+        (Value::Object(x), Value::Object(y)) => {
+            let keys: BTreeSet<&String> = x.keys().chain(y.keys()).collect();
+            for key in keys {
+                let [old, new] = [x, y].map(|map| map.get(key).unwrap_or(&NULL));
+                collect_differences(&path.child(key), old, new, out);
+            }
+        }
+        (Value::Array(x), Value::Array(y)) if x.len() == y.len() => {
+            for (i, (old, new)) in x.iter().zip(y).enumerate() {
+                collect_differences(&path.index(i), old, new, out);
+            }
+        }
+        _ => out.push(path.to_string()),
+    }
+}
+
 fn hollow(value: &Value) -> bool {
     match value {
         Value::Null => true,
