@@ -3,6 +3,13 @@
 
 mod files;
 
+pub use files::make_private_directory;
+
 pub mod api;
+pub mod config;
+pub mod control;
 pub mod pki;
+pub mod reconcile;
+pub mod service;
 pub mod store;
+pub mod tokens;

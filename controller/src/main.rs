@@ -1,1 +1,137 @@
-fn main() {}
+//! Flags, settings, and the wiring of the parts: the only file that knows them all.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use berth_controller::config::{DATA_DIR, Given, Settings};
+use berth_controller::control::{self, Control};
+use berth_controller::pki::{Pki, ServerNames};
+use berth_controller::service;
+use berth_controller::store::Store;
+use berth_controller::tokens::Tokens;
+use clap::{Parser, Subcommand};
+use jiff::SignedDuration;
+use tokio::net::TcpListener;
+use tracing::info;
+
+#[derive(Parser)]
+#[command(version, about = "Runs StatefulSets on plain Linux hosts: the controller")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the controller
+    Serve {
+        /// A TOML file with the same settings; a flag wins over it
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        given: Given,
+    },
+    /// Let hosts join
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Print a token with which a host's agent joins; the controller must be running
+    Create {
+        /// Only for the host of this name, once (otherwise once for each host)
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
+        /// How long it can be used
+        #[arg(long, value_name = "DURATION", default_value = "1h")]
+        ttl: SignedDuration,
+        /// The running controller's
+        #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+        data_dir: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Serve { config, given } => {
+            service::init_logging();
+            settings(config.as_deref(), given).and_then(serve)
+        }
+        Command::Token { command: TokenCommand::Create { node, ttl, data_dir } } => {
+            create_token(&data_dir, node.as_deref(), ttl)
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("berth-controller: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn create_token(data_dir: &Path, node: Option<&str>, ttl: SignedDuration) -> Result<()> {
+    let life = Duration::try_from(ttl).context("--ttl must not be negative")?;
+    println!("{}", control::create_token(data_dir, node, life)?);
+    Ok(())
+}
+
+fn settings(config: Option<&Path>, flags: Given) -> Result<Settings> {
+    let file = config.map(Given::read).transpose()?.unwrap_or_default();
+    Ok(flags.over(file)?)
+}
+
+fn serve(settings: Settings) -> Result<()> {
+    // Two threads are plenty for a process that mostly waits, and each one more costs memory.
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()
+        .context("no runtime")?
+        .block_on(run(settings))
+}
+
+async fn run(settings: Settings) -> Result<()> {
+    let data_dir = &settings.data_dir;
+    let unusable = || format!("the data directory {} cannot be used (--data-dir)", data_dir.display());
+    berth_controller::make_private_directory(data_dir).with_context(unusable)?;
+    // First of all: whoever has the database has the directory.
+    let store = Store::open(&data_dir.join("berth.db"))?;
+    let api = listen(settings.listen, "listen").await?;
+    let agents = listen(settings.agent_listen, "agent-listen").await?;
+    let names = ServerNames::of_this_host(&settings.cluster_domain, &settings.advertise);
+    let pki = Arc::new(Pki::open(data_dir, &names, api.local_addr()?)?);
+    let tokens = Tokens::new(store.clone(), pki.authority_pin());
+    let control = Control::bind(data_dir).with_context(unusable)?;
+
+    let control = tokio::spawn(control.serve(tokens));
+
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        api = %api.local_addr()?, agents = %agents.local_addr()?, data_dir = %data_dir.display(),
+        revision = store.revision(),
+        "ready; export KUBECONFIG={}", data_dir.join("admin.kubeconfig").display()
+    );
+    service::notify("READY=1");
+
+    let signal = service::end_signal().await.context("no signals")?;
+    info!(signal, "ending");
+    service::notify("STOPPING=1");
+    control.abort();
+    store.close().await;
+    Ok(())
+}
+
+/// Takes a port, and says which setting to change if it cannot.
+async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (--{flag})"))
+}

@@ -1,0 +1,202 @@
+//! What the operator chooses: flags over the configuration file over defaults.
+//!
+//! A key that is not known is refused with its name: a setting that is misspelt must not be ignored.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use berth_controller_core::claims::{DIRECTORY_PROVISIONER, Directories};
+use berth_controller_core::kinds::names;
+use serde::Deserialize;
+
+pub const DATA_DIR: &str = "/var/lib/berth-controller";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{path}: {error}", path = .path.display())]
+    Read { path: PathBuf, error: std::io::Error },
+    #[error("{path}: {reason}", path = .path.display())]
+    Parse { path: PathBuf, reason: String },
+    /// `what` names the flag, which is also the file's key.
+    #[error("{what}: {reason}")]
+    Invalid { what: String, reason: String },
+}
+
+/// The settings of `berth-controller serve`. Each is a flag and, under the same name, a key of the file.
+#[derive(clap::Args, Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Given {
+    /// Where the database, the certificates and admin.kubeconfig are kept [default: /var/lib/berth-controller]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the API is served, to kubectl and other clients [default: 0.0.0.0:6443]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Where agents connect to [default: 0.0.0.0:6444]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub agent_listen: Option<SocketAddr>,
+    /// The range pods get their addresses from, a /24 of it for each host [default: 10.42.0.0/16]
+    #[arg(long, value_name = "RANGE")]
+    pub pod_cidr: Option<String>,
+    /// The domain of pods' and services' names [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
+    /// A further name or address under which this controller is reached, for its certificate (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub advertise: Vec<String>,
+    /// Which directories stand behind which storage class provisioner; only in the file.
+    #[arg(skip)]
+    pub provisioner: Vec<Provisioner>,
+}
+
+/// `[[provisioner]]`: volumes of the classes that name it are directories below one directory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Provisioner {
+    pub name: String,
+    /// Absolute, on the hosts.
+    pub directory: PathBuf,
+    /// It is the same directory on every host (a mounted share): volumes are not pinned to one.
+    #[serde(default)]
+    pub shared: bool,
+}
+
+/// What is in force.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub agent_listen: SocketAddr,
+    pub pod_cidr: String,
+    pub cluster_domain: String,
+    pub advertise: Vec<String>,
+    pub provisioners: BTreeMap<String, Directories>,
+}
+
+impl Given {
+    /// Reads a configuration file.
+    pub fn read(path: &Path) -> Result<Given, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        // The parser's words show the line and, for an unknown key, which ones there are.
+        toml::from_str(&text).map_err(|e| ConfigError::Parse { path: path.to_owned(), reason: e.to_string() })
+    }
+
+    /// These flags, over what a file says, over the defaults.
+    pub fn over(self, file: Given) -> Result<Settings, ConfigError> {
+        let both = |name: &str| name.to_owned();
+        let settings = Settings {
+            data_dir: self.data_dir.or(file.data_dir).unwrap_or_else(|| DATA_DIR.into()),
+            listen: self.listen.or(file.listen).unwrap_or(([0, 0, 0, 0], 6443).into()),
+            agent_listen: self.agent_listen.or(file.agent_listen).unwrap_or(([0, 0, 0, 0], 6444).into()),
+            pod_cidr: self.pod_cidr.or(file.pod_cidr).unwrap_or_else(|| both("10.42.0.0/16")),
+            cluster_domain: self
+                .cluster_domain
+                .or(file.cluster_domain)
+                .unwrap_or_else(|| both("cluster.local")),
+            advertise: if self.advertise.is_empty() { file.advertise } else { self.advertise },
+            provisioners: provisioners(file.provisioner)?,
+        };
+        let invalid = |what: &str, reason: String| Err(ConfigError::Invalid { what: what.into(), reason });
+        if let Some(fault) = names::subdomain(&settings.cluster_domain).first() {
+            return invalid("cluster-domain", format!("{:?}: {fault}", settings.cluster_domain));
+        }
+        for name in &settings.advertise {
+            let address = name.parse::<std::net::IpAddr>().is_ok();
+            if let Some(fault) = names::subdomain(name).first().filter(|_| !address) {
+                return invalid("advertise", format!("{name:?} is neither an address nor a name: {fault}"));
+            }
+        }
+        if settings.listen.port() != 0 && settings.listen == settings.agent_listen {
+            return invalid("agent-listen", format!("{} is where the API listens", settings.listen));
+        }
+        Ok(settings)
+    }
+}
+
+fn provisioners(given: Vec<Provisioner>) -> Result<BTreeMap<String, Directories>, ConfigError> {
+    let mut all = BTreeMap::new();
+    for Provisioner { name, directory, shared } in given {
+        let what = format!("provisioner {name:?}");
+        let invalid = |reason: &str| ConfigError::Invalid { what: what.clone(), reason: reason.to_owned() };
+        if name.is_empty() || name == DIRECTORY_PROVISIONER {
+            return Err(invalid("this name is not to be had"));
+        }
+        let root = directory
+            .to_str()
+            .filter(|_| directory.is_absolute())
+            .filter(|_| !directory.components().any(|c| c == std::path::Component::ParentDir))
+            .ok_or_else(|| invalid("its directory must be an absolute path"))?;
+        let directories = Directories { root: root.to_owned(), shared };
+        if all.insert(name, directories).is_some() {
+            return Err(invalid("is given twice"));
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Given, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("controller.toml");
+        std::fs::write(&path, text).unwrap();
+        Given::read(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn nothing_given_is_the_defaults() {
+        let settings = Given::default().over(parse("").unwrap()).unwrap();
+        assert_eq!(settings.data_dir, Path::new("/var/lib/berth-controller"));
+        assert_eq!(settings.listen.to_string(), "0.0.0.0:6443");
+        assert_eq!(settings.agent_listen.to_string(), "0.0.0.0:6444");
+        assert_eq!((&*settings.pod_cidr, &*settings.cluster_domain), ("10.42.0.0/16", "cluster.local"));
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let file =
+            parse("listen = '10.0.0.1:1'\ncluster-domain = 'file.example'\nadvertise = ['a']").unwrap();
+        let flags = Given { listen: Some("10.0.0.2:2".parse().unwrap()), ..Given::default() };
+        let settings = flags.over(file).unwrap();
+        assert_eq!(settings.listen.to_string(), "10.0.0.2:2");
+        assert_eq!(
+            (&*settings.cluster_domain, &*settings.advertise),
+            ("file.example", &["a".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn provisioners_are_names_for_directories() {
+        let text = "[[provisioner]]\nname = 'bdqn'\ndirectory = '/srv/bdqn'\n
+                    [[provisioner]]\nname = 'x/y'\ndirectory = '/mnt'\nshared = true\n";
+        let settings = Given::default().over(parse(text).unwrap()).unwrap();
+        let expected = Directories { root: "/mnt".to_owned(), shared: true };
+        assert_eq!((&settings.provisioners["x/y"], settings.provisioners.len()), (&expected, 2));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let refused = parse("data_dir = '/x'").unwrap_err();
+        assert!(refused.contains("unknown field `data_dir`") && refused.contains("`data-dir`"), "{refused}");
+        assert!(refused.contains("line 1"), "{refused}");
+        let refused = parse("[[provisioner]]\nname = 'a'\ndirectory = '/a'\nshare = 1").unwrap_err();
+        assert!(refused.contains("unknown field `share`"), "{refused}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_name() {
+        let refused = |text: &str| Given::default().over(parse(text).unwrap()).unwrap_err().to_string();
+        assert!(parse("listen = 'nonsense'").unwrap_err().contains("listen"));
+        assert!(refused("cluster-domain = 'Not A Domain'").starts_with("cluster-domain:"));
+        assert!(refused("advertise = ['a b']").starts_with("advertise:"));
+        assert!(refused("agent-listen = '0.0.0.0:6443'").starts_with("agent-listen:"));
+        let twice = "[[provisioner]]\nname = 'a'\ndirectory = '/a'\n".repeat(2);
+        assert!(refused(&twice).contains("provisioner \"a\": is given twice"));
+        let relative = "[[provisioner]]\nname = 'a'\ndirectory = 'a'\n";
+        assert!(refused(relative).contains("absolute"));
+    }
+}

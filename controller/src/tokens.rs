@@ -1,0 +1,214 @@
+//! Join tokens: what lets a host's agent in, once.
+//!
+//! A token is `<id><secret>.<pin>`: the id names its record, the secret's hash is what the record holds, and
+//! the pin (the authority's hash) lets the agent know the controller before it says the secret. A record is
+//! of use until it expires, once per node: the same agent with the same key may ask again, because the first
+//! answer may have been lost.
+
+use std::time::Duration;
+
+use berth_controller_core::kinds::names;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::pki::hex;
+use crate::store::{CommitError, Key, Scope, Store, Transaction};
+
+const RESOURCE: &str = "tokens.berth.dev";
+/// Hexadecimal digits.
+const ID: usize = 8;
+const SECRET: usize = 48;
+/// Nobody plans that far ahead; also keeps times within bounds.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Deliberately the same for unknown and wrong ones.
+    #[error("the join token is not valid (unknown, expired, or of another cluster)")]
+    Unknown,
+    #[error("the join token is for node {0:?}")]
+    OtherNode(String),
+    #[error(
+        "the join token was used for node {0:?} already; make a new one with `berth-controller token create`"
+    )]
+    Used(String),
+    #[error("{0}")]
+    Invalid(String),
+    #[error(transparent)]
+    Store(#[from] CommitError),
+}
+
+/// The tokens of one controller.
+#[derive(Clone)]
+pub struct Tokens {
+    store: Store,
+    /// See [`crate::pki::Pki::authority_pin`].
+    pin: String,
+}
+
+impl Tokens {
+    pub fn new(store: Store, pin: String) -> Tokens {
+        Tokens { store, pin }
+    }
+
+    /// A new token, for one node or (None) for any.
+    pub async fn create(&self, node: Option<&str>, life: Duration) -> Result<String, TokenError> {
+        if let Some(node) = node {
+            check_name(node)?;
+        }
+        if life.is_zero() || life > LONGEST {
+            return Err(TokenError::Invalid("a token lives between a second and a year".to_owned()));
+        }
+        let now = Timestamp::now();
+        let random = || uuid::Uuid::new_v4().simple().to_string();
+        let id = random()[..ID].to_owned();
+        let secret = format!("{}{}", random(), random())[..SECRET].to_owned();
+        let expires = SignedDuration::try_from(life)
+            .ok()
+            .and_then(|life| now.checked_add(life).ok())
+            .ok_or_else(|| TokenError::Invalid("its life is too long".to_owned()))?;
+        let record = json!({
+            "metadata": {}, "hash": hash(&secret), "node": node, "expires": expires.to_string(), "used": {},
+        });
+        let mut transaction = Transaction::new().absent(key(&id)).put(key(&id), record);
+        for old in self.store.list(&Scope::all(RESOURCE)).objects {
+            if expired(&old.value(), now) {
+                transaction = transaction.delete(old.key.clone());
+            }
+        }
+        self.store.commit(transaction).await?;
+        Ok(format!("{id}{secret}.{}", self.pin))
+    }
+
+    /// Uses a token for a node's key (see [`crate::pki::AgentRequest::key_hash`]).
+    pub async fn redeem(&self, token: &str, node: &str, key_hash: &str) -> Result<(), TokenError> {
+        check_name(node)?;
+        let (id, secret) = self.split(token.trim()).ok_or(TokenError::Unknown)?;
+        loop {
+            let found = self.store.get(&key(id)).ok_or(TokenError::Unknown)?;
+            let mut record = found.value();
+            let hash = hash(secret);
+            if !same(hash.as_bytes(), record["hash"].as_str().unwrap_or_default().as_bytes())
+                || expired(&record, Timestamp::now())
+            {
+                return Err(TokenError::Unknown);
+            }
+            if let Some(other) = record["node"].as_str().filter(|n| *n != node) {
+                return Err(TokenError::OtherNode(other.to_owned()));
+            }
+            match record["used"][node].as_str() {
+                Some(before) if before == key_hash => return Ok(()),
+                Some(_) => return Err(TokenError::Used(node.to_owned())),
+                None => {}
+            }
+            record["used"][node] = key_hash.into();
+            let transaction = Transaction::new().unchanged(key(id), found.revision).put(key(id), record);
+            match self.store.commit(transaction).await {
+                Ok(_) => return Ok(()),
+                // Another node was faster with the same token: at most as often as there are nodes.
+                Err(CommitError::Conflict { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn split<'a>(&self, token: &'a str) -> Option<(&'a str, &'a str)> {
+        let (own, pin) = token.split_once('.')?;
+        let sound = own.len() == ID + SECRET && own.is_ascii() && pin == self.pin;
+        sound.then(|| own.split_at(ID))
+    }
+}
+
+fn key(id: &str) -> Key {
+    Key::new(RESOURCE, "", id)
+}
+
+fn hash(secret: &str) -> String {
+    hex(&Sha256::digest(secret))
+}
+
+/// Compares in a time that does not depend on where they differ.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (x, y)| differs | (x ^ y)) == 0
+}
+
+fn expired(record: &Value, now: Timestamp) -> bool {
+    let expires = record["expires"].as_str().and_then(|text| text.parse::<Timestamp>().ok());
+    expires.is_none_or(|expires| expires <= now)
+}
+
+fn check_name(node: &str) -> Result<(), TokenError> {
+    let faults = names::subdomain(node);
+    match faults.first() {
+        Some(fault) => Err(TokenError::Invalid(format!("{node:?} is no name for a node: {fault}"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn tokens() -> Tokens {
+        Tokens::new(Store::in_memory().unwrap(), "ab".repeat(32))
+    }
+
+    #[tokio::test]
+    async fn a_token_lets_each_node_in_once() {
+        let tokens = tokens();
+        let token = tokens.create(None, HOUR).await.unwrap();
+        tokens.redeem(&token, "one", "key-1").await.unwrap();
+        tokens.redeem(&token, "two", "key-2").await.unwrap();
+        assert_eq!(tokens.redeem(&token, "one", "key-3").await, Err(TokenError::Used("one".to_owned())));
+        tokens.redeem(&token, "one", "key-1").await.expect("the answer may have been lost");
+        tokens.redeem(&format!("{token}\n"), "three", "key-3").await.expect("files end in a newline");
+    }
+
+    #[tokio::test]
+    async fn a_token_for_a_node_lets_no_other_in() {
+        let tokens = tokens();
+        let token = tokens.create(Some("one"), HOUR).await.unwrap();
+        let refused = tokens.redeem(&token, "two", "key").await;
+        assert_eq!(refused, Err(TokenError::OtherNode("one".to_owned())));
+        tokens.redeem(&token, "one", "key").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_wrong_token_is_refused() {
+        let tokens = tokens();
+        let token = tokens.create(None, HOUR).await.unwrap();
+        let mut wrong = token.clone();
+        wrong.replace_range(ID..ID + 1, if token.as_bytes()[ID] == b'0' { "1" } else { "0" });
+        let foreign = format!("{}.{}", token.split('.').next().unwrap(), "cd".repeat(32));
+        for bad in ["", ".", "x.y", "ä", wrong.as_str(), foreign.as_str(), &token[1..]] {
+            assert_eq!(tokens.redeem(bad, "one", "key").await, Err(TokenError::Unknown), "{bad}");
+        }
+        assert!(matches!(tokens.redeem(&token, "../x", "key").await, Err(TokenError::Invalid(_))));
+    }
+
+    #[tokio::test]
+    async fn an_expired_token_is_refused_and_swept_by_the_next() {
+        let tokens = tokens();
+        let token = tokens.create(None, HOUR).await.unwrap();
+        let (id, _) = token.split_at(ID);
+        let mut record = tokens.store.get(&key(id)).unwrap().value();
+        record["expires"] = "2020-01-01T00:00:00Z".into();
+        tokens.store.commit(Transaction::new().put(key(id), record)).await.unwrap();
+        assert_eq!(tokens.redeem(&token, "one", "key").await, Err(TokenError::Unknown));
+        tokens.create(None, HOUR).await.unwrap();
+        assert!(tokens.store.get(&key(id)).is_none());
+        assert!(matches!(tokens.create(None, Duration::MAX).await, Err(TokenError::Invalid(_))));
+    }
+
+    #[tokio::test]
+    async fn the_secret_is_not_kept() {
+        let tokens = tokens();
+        let token = tokens.create(None, HOUR).await.unwrap();
+        let secret = &token[ID..ID + SECRET];
+        let kept = tokens.store.get(&key(&token[..ID])).unwrap();
+        assert!(!String::from_utf8_lossy(&kept.bytes).contains(secret));
+    }
+}
