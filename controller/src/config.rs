@@ -10,7 +10,7 @@ use berth_controller_core::claims::{DIRECTORY_PROVISIONER, Directories};
 use berth_controller_core::kinds::names;
 use serde::Deserialize;
 
-pub const DATA_DIR: &str = "/var/lib/berth-controller";
+const DATA_DIR: &str = "/var/lib/berth-controller";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use berth_controller::config::{DATA_DIR, Given, Settings};
+use berth_controller::config::{Given, Settings};
 use berth_controller::control::{self, Control};
 use berth_controller::pki::{Pki, ServerNames};
 use berth_controller::service;
@@ -52,9 +52,12 @@ enum TokenCommand {
         /// How long it can be used
         #[arg(long, value_name = "DURATION", default_value = "1h")]
         ttl: SignedDuration,
-        /// The running controller's
-        #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
-        data_dir: PathBuf,
+        /// The running controller's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The running controller's [default: /var/lib/berth-controller]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
     },
 }
 
@@ -65,8 +68,10 @@ fn main() -> ExitCode {
             service::init_logging();
             settings(config.as_deref(), given).and_then(serve)
         }
-        Command::Token { command: TokenCommand::Create { node, ttl, data_dir } } => {
-            create_token(&data_dir, node.as_deref(), ttl)
+        Command::Token { command: TokenCommand::Create { node, ttl, config, data_dir } } => {
+            let given = Given { data_dir, ..Given::default() };
+            settings(config.as_deref(), given)
+                .and_then(|settings| create_token(&settings.data_dir, node.as_deref(), ttl))
         }
     };
     match done {
