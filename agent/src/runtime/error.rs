@@ -12,6 +12,9 @@ pub enum RuntimeError {
     /// The container, task or process is not there.
     #[error("{0}")]
     NotFound(String),
+    /// It is there already.
+    #[error("{0}")]
+    AlreadyExists(String),
     /// The request cannot be met with this image and spec (Kubernetes' CreateContainerConfigError).
     #[error("{0}")]
     Config(String),
@@ -43,19 +46,38 @@ impl RuntimeError {
         RuntimeError::Failed { operation, message: message.to_string() }
     }
 
-    /// Classes a gRPC status. A status made by the transport (and not sent by containerd) means that
-    /// containerd is away.
+    /// Classes a gRPC status. One made by the transport (it has a source, or says that the service was not
+    /// ready) means that containerd is away; one that containerd sent is its answer.
     pub(crate) fn from_status(operation: &'static str, status: Status) -> Self {
-        let from_transport = std::error::Error::source(&status).is_some();
+        let from_transport = std::error::Error::source(&status).is_some()
+            || status.message().starts_with("Service was not ready");
+        if from_transport && !matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted) {
+            return RuntimeError::Away(in_full(&status));
+        }
         match status.code() {
             Code::NotFound => RuntimeError::NotFound(status.message().to_owned()),
-            Code::Unavailable => RuntimeError::Away(status.message().to_owned()),
-            Code::Unknown | Code::Internal | Code::Cancelled if from_transport => {
-                RuntimeError::Away(status.message().to_owned())
-            }
+            Code::AlreadyExists => RuntimeError::AlreadyExists(status.message().to_owned()),
             _ => RuntimeError::failed(operation, status.message()),
         }
     }
+}
+
+/// An error with its causes, since the transport's own words say only "transport error".
+pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let words = error.to_string();
+        // Many errors repeat their cause.
+        if !text.contains(&words) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&words);
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// Why an image cannot be had, as Kubernetes names it.

@@ -5,15 +5,27 @@
 //! [`RuntimeError::Away`] while containerd is away; [`Runtime::up`] waits for it. Only [`Runtime::wait`] sits
 //! through such times by itself.
 
+mod capabilities;
+mod client;
+mod containers;
 mod error;
 mod exec;
+mod images;
+pub(crate) mod spec;
 mod types;
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
+use client::Client;
 pub use error::{ImageError, RuntimeError};
 pub use exec::{Exec, ExecControl};
-use jiff::Timestamp;
+pub use images::Accounts;
+use images::Images;
+use oci_spec::runtime::Process;
 use tokio::sync::watch;
 pub use types::{
     CaptureLimits, Captured, ContainerInfo, ContainerSpec, ExecSpec, Exit, Image, ImageProcess, LogTarget,
@@ -36,16 +48,28 @@ pub struct Runtime {
 }
 
 struct Inner {
-    #[allow(dead_code)]
     config: RuntimeConfig,
+    client: Client,
+    host: spec::Host,
+    images: Images,
+    /// By container id: the base of execs, so that a probe needs no look into containerd's database.
+    processes: Mutex<HashMap<String, Arc<Process>>>,
     health: watch::Receiver<Health>,
 }
 
 impl Runtime {
     /// Makes the runtime; containerd may still be away. Needs a tokio runtime.
     pub async fn connect(config: RuntimeConfig) -> Result<Runtime, RuntimeError> {
-        let (_, health) = watch::channel(Health::Away("not there yet".into()));
-        Ok(Runtime { inner: Arc::new(Inner { config, health }) })
+        // The registry client takes the process's provider; another part may have set it, to the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        empty_directory(&config.state_dir)?;
+        let client = Client::new(&config.address, &config.namespace)?;
+        let (sender, health) = watch::channel(Health::Away("not connected yet".into()));
+        tokio::spawn(client.clone().watch_health(config.namespace.clone(), sender));
+        let images = Images::new(config.parallel_pulls);
+        let inner =
+            Inner { config, client, host: spec::Host::read(), images, processes: Mutex::default(), health };
+        Ok(Runtime { inner: Arc::new(inner) })
     }
 
     /// containerd's health as it changes.
@@ -55,69 +79,28 @@ impl Runtime {
 
     /// Waits until containerd answers.
     pub async fn up(&self) {
+        // The sender lives as long as this receiver does.
         let _ = self.health().wait_for(|health| matches!(health, Health::Up(_))).await;
     }
 
-    /// The image of that name if it is here (in our namespace or one of `image_namespaces`), unpacked if need be.
-    pub async fn find_image(&self, _name: &str) -> Result<Option<Arc<Image>>, ImageError> {
-        Ok(None)
+    /// Waits until containerd answers after a call has found it away. Its health may not have noticed yet, so that
+    /// there is a pause in any case.
+    pub(crate) async fn back_up(&self) {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        self.up().await;
     }
+}
 
-    /// Pulls the image from its registry. Concurrent pulls of one image are one.
-    pub async fn pull_image(
-        &self,
-        name: &str,
-        _credentials: &[RegistryCredentials],
-    ) -> Result<Arc<Image>, ImageError> {
-        Err(ImageError::Pull { name: name.into(), message: "not there yet".into() })
+/// What a former agent left in it serves nobody.
+fn empty_directory(dir: &Path) -> Result<(), RuntimeError> {
+    let failed = |e: std::io::Error| {
+        RuntimeError::failed("preparing the state directory", format!("{}: {e}", dir.display()))
+    };
+    match std::fs::remove_dir_all(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
     }
-
-    /// Makes the container up to the point where [`Runtime::start`] only has to let go of it: snapshot, record,
-    /// shim, namespaces, mounts. May run at the same time as [`crate::network::Network::attach`]; namespaces and
-    /// the pod's cgroup must be there. What a failed or interrupted attempt left is cleared first.
-    pub async fn create(&self, _spec: &ContainerSpec) -> Result<(), RuntimeError> {
-        Err(RuntimeError::failed("create", "not there yet"))
-    }
-
-    /// Starts a created container; answers its pid. Fine when it is started already.
-    pub async fn start(&self, _id: &str) -> Result<u32, RuntimeError> {
-        Err(RuntimeError::failed("start", "not there yet"))
-    }
-
-    /// Waits for the end of a container that was created. Sits through restarts of containerd. A container that
-    /// has no task (any more) has ended: exit 255, unknown.
-    pub async fn wait(&self, _id: &str) -> Result<Exit, RuntimeError> {
-        Err(RuntimeError::failed("wait", "not there yet"))
-    }
-
-    /// Sends a signal. Fine when it has ended or is not there.
-    pub async fn kill(&self, _id: &str, _signal: i32, _target: Target) -> Result<(), RuntimeError> {
-        Ok(())
-    }
-
-    /// Sends the signal the image wants to be stopped with (SIGTERM unless it says otherwise).
-    pub async fn terminate(&self, _id: &str) -> Result<(), RuntimeError> {
-        Ok(())
-    }
-
-    /// Removes the container: kills what runs in it, then deletes task, record and snapshot. Fine when some or all of it
-    /// is gone.
-    pub async fn remove(&self, _id: &str) -> Result<(), RuntimeError> {
-        Ok(())
-    }
-
-    /// All our containers that carry these labels.
-    pub async fn list(&self, _labels: &[(&str, &str)]) -> Result<Vec<ContainerInfo>, RuntimeError> {
-        Ok(Vec::new())
-    }
-
-    /// One container; None when it is not there.
-    pub async fn get(&self, _id: &str) -> Result<Option<ContainerInfo>, RuntimeError> {
-        Ok(None)
-    }
-
-    /// Removes what pulls of an agent that died left: leases and unfinished snapshots older than `before`.
-    pub async fn clear_leftovers(&self, _before: Timestamp) -> Result<(), RuntimeError> {
-        Ok(())
-    }
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)
 }

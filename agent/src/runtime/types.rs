@@ -79,6 +79,8 @@ pub struct Image {
     pub chain_id: String,
     /// What the image says about its process.
     pub config: ImageProcess,
+    /// Its users and groups.
+    pub accounts: Arc<super::Accounts>,
 }
 
 /// What an image says about its process.
