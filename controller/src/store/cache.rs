@@ -15,9 +15,9 @@ use super::model::{
     Check, Committed, Event, EventKind, Key, List, Object, Prepared, PreparedWrite, Revision, Scope,
 };
 
-/// How much history a resource keeps: events, and bytes in them (but always the newest few).
-const RING_EVENTS: usize = 4096;
-const RING_BYTES: usize = 4 << 20;
+/// How much history a resource keeps: bytes in events, besides as many as its objects have, so that a
+/// small cluster stays small and a big one's watchers have time; but always the newest few events.
+const RING_BYTES: usize = 2 << 20;
 const RING_MIN: usize = 16;
 
 pub(super) struct Cache(RwLock<State>);
@@ -33,6 +33,7 @@ struct Resource {
     /// One leaked copy of each resource's name (there are a few dozen) instead of one an object.
     name: &'static str,
     objects: BTreeSet<Entry>,
+    object_bytes: usize,
     ring: VecDeque<Event>,
     ring_bytes: usize,
     /// All events after this revision are in the ring.
@@ -51,6 +52,7 @@ impl Cache {
         let mut state = self.state_mut();
         let resource = state.resource(&object.key.resource);
         object.key.resource = resource.name.into();
+        resource.object_bytes += object.weight();
         resource.objects.insert(Entry(Arc::new(object)));
     }
 
@@ -178,6 +180,7 @@ impl State {
         self.resources.entry(name).or_insert_with(|| Resource {
             name,
             objects: BTreeSet::new(),
+            object_bytes: 0,
             ring: VecDeque::new(),
             ring_bytes: 0,
             floor,
@@ -223,15 +226,17 @@ impl Resource {
     fn apply(&mut self, event: Event) {
         match event.kind {
             EventKind::Put => {
+                self.object_bytes += event.object.weight();
                 self.objects.replace(Entry(event.object.clone()));
             }
             EventKind::Deleted => {
                 self.objects.remove(&name_of(&event.object) as &dyn Named);
             }
         }
+        self.object_bytes -= event.previous.as_ref().map_or(0, |o| o.weight());
         self.ring_bytes += event.object.weight();
         self.ring.push_back(event);
-        while self.ring.len() > RING_MIN && (self.ring.len() > RING_EVENTS || self.ring_bytes > RING_BYTES) {
+        while self.ring.len() > RING_MIN && self.ring_bytes > RING_BYTES + self.object_bytes {
             let Some(oldest) = self.ring.pop_front() else { break };
             self.ring_bytes -= oldest.object.weight();
             self.floor = oldest.revision;
