@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use berth_proto::{Assignment, PodInventory, PodRef, Stop, VolumeOperation, VolumeResult, Welcome};
 
 pub use outbox::Outbox;
@@ -33,14 +35,13 @@ pub struct ExecTarget {
 }
 
 /// Where the log of a container's instance is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct LogTarget {
     /// `<data-dir>/logs/<ns>_<name>_<uid>/<container>/<attempt>.log`
     pub path: PathBuf,
-    /// The instance still runs, so `follow` has something to wait for.
-    pub running: bool,
-    /// The container's id in containerd.
-    pub container_id: String,
+    /// Becomes true when the instance has ended (is true if it has): until then `follow` has something to
+    /// wait for. See [`crate::logs::LogRequest::ended`].
+    pub ended: watch::Receiver<bool>,
 }
 
 /// Why a container cannot be attached to; the text is for the user.
