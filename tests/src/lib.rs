@@ -9,6 +9,7 @@ pub mod floor;
 pub mod host;
 pub mod image;
 pub mod kubectl;
+pub mod registry;
 pub mod scenario;
 pub mod tools;
 pub mod wait;
