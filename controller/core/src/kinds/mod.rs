@@ -28,7 +28,7 @@ pub mod stateful_set;
 pub mod storage_class;
 
 /// Everything Berth knows about one kind. All functions are pure.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Kind {
     /// "" for core/v1.
     pub group: &'static str,

@@ -1,0 +1,67 @@
+//! Subresources that are no part of an object but an act on it (`log`, `exec`): `main` registers who does it.
+
+use std::sync::Arc;
+
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{FromRequestParts, Request};
+use axum::response::Response;
+use berth_controller_core::kinds::Kind;
+use berth_controller_core::status::Status;
+use futures_util::future::BoxFuture;
+
+use super::query::Query;
+use crate::store::Object;
+
+/// A registered subresource.
+#[derive(Clone)]
+pub struct Connect {
+    /// The resource it belongs to, as `Kind::resource()`: `pods`.
+    pub resource: &'static str,
+    /// Its last path segment: `log`.
+    pub subresource: &'static str,
+    /// What discovery says of it: the kind of its options or body (`Pod`, `PodExecOptions`)...
+    pub kind: &'static str,
+    /// ... and its verbs: `get` allows GET, `create` allows POST.
+    pub verbs: &'static [&'static str],
+    pub handler: Handler,
+}
+
+/// Serves one request. May run as long as the client stays.
+pub type Handler = Arc<dyn Fn(Connection) -> BoxFuture<'static, Result<Response, Status>> + Send + Sync>;
+
+/// One request for a connect subresource.
+pub struct Connection {
+    pub kind: &'static Kind,
+    /// The object named; it exists.
+    pub object: Arc<Object>,
+    pub query: Query,
+    /// The request itself: to read its body, or to take the connection over (see [`remote_command`](super::remote_command)).
+    pub request: Request,
+}
+
+impl Connection {
+    /// The request as a WebSocket's, or the BadRequest that says it is none.
+    pub async fn websocket(self) -> Result<WebSocketUpgrade, Status> {
+        let (mut parts, _body) = self.request.into_parts();
+        WebSocketUpgrade::from_request_parts(&mut parts, &())
+            .await
+            .map_err(|e| Status::bad_request(format!("unable to upgrade: {e}")))
+    }
+}
+
+impl Connect {
+    pub fn new<F, R>(
+        resource: &'static str,
+        subresource: &'static str,
+        kind: &'static str,
+        verbs: &'static [&'static str],
+        handler: F,
+    ) -> Connect
+    where
+        F: Fn(Connection) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Response, Status>> + Send + 'static,
+    {
+        let handler: Handler = Arc::new(move |connection| Box::pin(handler(connection)));
+        Connect { resource, subresource, kind, verbs, handler }
+    }
+}
