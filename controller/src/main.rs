@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use berth_controller::config::{Given, Settings};
 use berth_controller::control::{self, Control};
 use berth_controller::pki::{Pki, ServerNames};
-use berth_controller::service::{self, EndSignals};
+use berth_controller::service;
 use berth_controller::store::Store;
 use berth_controller::tokens::Tokens;
 use clap::{Parser, Subcommand};
@@ -106,7 +106,6 @@ fn serve(settings: Settings) -> Result<()> {
 }
 
 async fn run(settings: Settings) -> Result<()> {
-    let mut signals = EndSignals::new().context("no signals")?;
     let data_dir = &settings.data_dir;
     let unusable = || format!("the data directory {} cannot be used (--data-dir)", data_dir.display());
     berth_controller::make_private_directory(data_dir).with_context(unusable)?;
@@ -129,7 +128,7 @@ async fn run(settings: Settings) -> Result<()> {
     );
     service::notify("READY=1");
 
-    let signal = signals.wait().await;
+    let signal = service::end_signal().await.context("no signals")?;
     info!(signal, "ending");
     service::notify("STOPPING=1");
     control.abort();

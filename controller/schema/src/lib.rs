@@ -7,7 +7,9 @@
 //! Types are named as in Kubernetes' OpenAPI: `io.k8s.api.apps.v1.StatefulSet`.
 
 mod decode;
+mod layout;
 pub mod openapi;
+mod scalar;
 mod strategic;
 mod table;
 
