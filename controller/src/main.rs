@@ -6,17 +6,25 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
+use axum::Router;
+use berth_controller::api::{self, Api, User};
 use berth_controller::config::{Given, Settings};
 use berth_controller::control::{self, Control};
-use berth_controller::pki::{Pki, ServerNames};
-use berth_controller::service;
+use berth_controller::objects::Objects;
+use berth_controller::pki::{Identity, NODE_GROUP, Pki, ServerNames};
+use berth_controller::service::{self, EndSignals};
 use berth_controller::store::Store;
 use berth_controller::tokens::Tokens;
+use berth_controller_schema::Schema;
 use clap::{Parser, Subcommand};
+use futures_util::FutureExt as _;
 use jiff::SignedDuration;
+use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
-use tracing::info;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 #[derive(Parser)]
 #[command(version, about = "Runs StatefulSets on plain Linux hosts: the controller")]
@@ -106,6 +114,7 @@ fn serve(settings: Settings) -> Result<()> {
 }
 
 async fn run(settings: Settings) -> Result<()> {
+    let mut signals = EndSignals::new().context("no signals")?;
     let data_dir = &settings.data_dir;
     let unusable = || format!("the data directory {} cannot be used (--data-dir)", data_dir.display());
     berth_controller::make_private_directory(data_dir).with_context(unusable)?;
@@ -114,26 +123,62 @@ async fn run(settings: Settings) -> Result<()> {
     let api = listen(settings.listen, "listen").await?;
     let agents = listen(settings.agent_listen, "agent-listen").await?;
     let names = ServerNames::of_this_host(&settings.cluster_domain, &settings.advertise);
-    let pki = Arc::new(Pki::open(data_dir, &names, api.local_addr()?)?);
+    let pki = Pki::open(data_dir, &names, api.local_addr()?)?;
     let tokens = Tokens::new(store.clone(), pki.authority_pin());
     let control = Control::bind(data_dir).with_context(unusable)?;
 
-    let control = tokio::spawn(control.serve(tokens));
+    let objects = Objects::new(store.clone(), Schema::get());
+    let stop = CancellationToken::new();
+    let (api_at, agents_at) = (api.local_addr()?, agents.local_addr()?);
+    let mut parts = JoinSet::new();
+    parts.spawn(stop.clone().run_until_cancelled_owned(control.serve(tokens)).map(|_| "the control socket"));
+    parts.spawn(
+        api::serve(
+            Api::new(objects, Vec::new(), Router::new()),
+            api,
+            pki.server_config(&["h2", "http/1.1"])?,
+            Arc::new(user),
+            stop.clone(),
+        )
+        .map(|()| "the API"),
+    );
 
     info!(
         version = env!("CARGO_PKG_VERSION"),
-        api = %api.local_addr()?, agents = %agents.local_addr()?, data_dir = %data_dir.display(),
-        revision = store.revision(),
+        api = %api_at, agents = %agents_at, data_dir = %data_dir.display(), revision = store.revision(),
         "ready; export KUBECONFIG={}", data_dir.join("admin.kubeconfig").display()
     );
     service::notify("READY=1");
 
-    let signal = service::end_signal().await.context("no signals")?;
-    info!(signal, "ending");
+    let failed = tokio::select! {
+        signal = signals.wait() => {
+            info!(signal, "ending");
+            None
+        }
+        // No part ends by itself: without one of them the rest would only seem to work.
+        Some(ended) = parts.join_next() => Some(match ended {
+            Ok(part) => format!("{part} ended by itself"),
+            Err(panic) => panic.to_string(),
+        }),
+    };
     service::notify("STOPPING=1");
-    control.abort();
+    stop.cancel();
+    let all = async { while parts.join_next().await.is_some() {} };
+    if tokio::time::timeout(FAREWELL, all).await.is_err() {
+        warn!("some requests did not end in time and are cut off");
+    }
     store.close().await;
-    Ok(())
+    failed.map_or(Ok(()), |reason| Err(anyhow!(reason)))
+}
+
+/// How long parts may take to end.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Who a verified client certificate speaks for, at the API: agents have no business there.
+fn user(certificate: &CertificateDer<'_>) -> Option<User> {
+    let identity = Identity::of(certificate)?;
+    let person = !identity.groups.iter().any(|group| group == NODE_GROUP);
+    person.then_some(User { name: identity.user, groups: identity.groups })
 }
 
 /// Takes a port, and says which setting to change if it cannot.
