@@ -24,6 +24,8 @@ pub struct RuntimeConfig {
     /// Registries (host or host:port) spoken to by plain HTTP. Those on a loopback address or `localhost`
     /// always are.
     pub insecure_registries: Vec<String>,
+    /// (registry, mirror): where to ask first for that registry's images, e.g. (docker.io, mirror.lan:5000).
+    pub registry_mirrors: Vec<(String, String)>,
     /// How many images may be pulled at a time.
     pub parallel_pulls: usize,
 }
@@ -44,6 +46,7 @@ impl RuntimeConfig {
             snapshotter: "overlayfs".into(),
             shim: "io.containerd.runc.v2".into(),
             insecure_registries: Vec::new(),
+            registry_mirrors: Vec::new(),
             parallel_pulls: 3,
         }
     }

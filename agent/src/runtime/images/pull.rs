@@ -30,15 +30,35 @@ const CONNECT: Duration = Duration::from_secs(15);
 /// A registry that sends nothing for so long is given up; a slow one that sends is not.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Fetches all of the image that this machine needs. `client` is under a lease. Answers what the name stands for.
+/// Fetches all of the image that this machine needs: from its registry's mirrors in turn, without credentials, then
+/// from the registry itself. `client` is under a lease. Answers what the name stands for.
 pub(crate) async fn fetch(
     client: &Client,
     config: &RuntimeConfig,
     name: &Reference,
     credentials: Option<RegistryCredentials>,
 ) -> Result<Target, ImageError> {
+    for (_, mirror) in config.registry_mirrors.iter().filter(|(of, _)| of == name.registry()) {
+        let mut there = name.clone();
+        there.set_mirror_registry(mirror.clone());
+        match fetch_from(client, config, &there, None).await {
+            Err(ImageError::Pull { message, .. }) => {
+                tracing::info!(image = %reference::full_name(name), mirror, message, "not to be had from the mirror");
+            }
+            other => return other,
+        }
+    }
+    fetch_from(client, config, name, credentials).await
+}
+
+async fn fetch_from(
+    client: &Client,
+    config: &RuntimeConfig,
+    name: &Reference,
+    credentials: Option<RegistryCredentials>,
+) -> Result<Target, ImageError> {
     let failed = |message: String| ImageError::Pull { name: reference::full_name(name), message };
-    let plain = reference::is_plain_http(name.registry(), &config.insecure_registries);
+    let plain = reference::is_plain_http(name.resolve_registry(), &config.insecure_registries);
     let registry = Registry::try_from(ClientConfig {
         protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
         connect_timeout: Some(CONNECT),
