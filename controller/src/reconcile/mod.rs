@@ -4,4 +4,50 @@
 //! What they know outlives no process: after a restart each looks at everything once.
 
 pub mod events;
+mod feed;
+mod first_start;
+mod garbage;
+mod namespaces;
 pub mod queue;
+mod stateful_set;
+pub mod volumes;
+
+use std::sync::Arc;
+
+use berth_controller_core::claims::{Directory, Provisioners};
+use futures_util::future::BoxFuture;
+
+use crate::objects::Objects;
+use events::{Events, Recorded};
+
+pub use first_start::first_start;
+
+/// Asks a host to do something to its directories.
+pub trait Hosts: Send + Sync {
+    /// Removes a volume's directory and all in it; done already is success. `node` is the Node's name; None:
+    /// whichever host can. Fails, in words, if that host cannot be asked now.
+    fn remove(&self, node: Option<String>, directory: Directory) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// What the loops work with.
+#[derive(Clone)]
+pub struct Context {
+    pub objects: Objects,
+    pub events: Events,
+    pub provisioners: Arc<Provisioners>,
+    pub hosts: Arc<dyn Hosts>,
+}
+
+/// Runs all loops, for ever; they end when this is dropped.
+pub async fn run(context: Context, recorded: Recorded) {
+    tokio::join!(
+        stateful_set::run(context.clone()),
+        garbage::run(context.clone()),
+        namespaces::run(context.clone()),
+        volumes::run(context.clone()),
+        events::run(context.objects, recorded),
+    );
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,9 +4,12 @@
 //! writes. Losing an event when there are too many is fine; holding up the work it speaks of is not.
 
 mod correlate;
+mod writer;
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
+
+use crate::objects::Objects;
 
 pub use correlate::{EventType, ObjectRef, Occurrence, time};
 
@@ -57,4 +60,9 @@ impl Events {
             tracing::debug!(%error, "an event is lost");
         }
     }
+}
+
+/// Writes what is recorded, and removes it after an hour; for ever.
+pub(super) async fn run(objects: Objects, recorded: Recorded) {
+    tokio::join!(writer::write(&objects, recorded), writer::expire(&objects));
 }

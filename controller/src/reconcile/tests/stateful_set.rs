@@ -1,0 +1,184 @@
+use super::*;
+
+fn all_ready(count: usize) -> impl Fn(&World) -> bool {
+    move |world| world.ready().len() == count && world.names(PODS).len() == count
+}
+
+#[tokio::test]
+async fn an_ordered_set_starts_in_order_and_its_status_says_how_far_it_is() {
+    let world = World::new().await;
+    world.orders.unready.lock().unwrap().insert("web-1".to_owned());
+    world.create(SETS, "default", set("web", 3)).await;
+    world.until("web-1 exists", |w| w.names(PODS).len() == 2).await;
+    world.rest().await;
+    assert_eq!(world.names(PODS), ["web-0", "web-1"]);
+    let status = &world.get(SETS, "web")["status"];
+    assert_eq!((&status["replicas"], &status["readyReplicas"]), (&json!(2), &json!(1)));
+    world.orders.unready.lock().unwrap().clear();
+    world.delete(PODS, "web-1", None).await;
+    world.until("three are ready", all_ready(3)).await;
+    world.rest().await;
+    let set = world.get(SETS, "web");
+    let status = &set["status"];
+    for field in ["replicas", "readyReplicas", "availableReplicas", "currentReplicas", "updatedReplicas"] {
+        assert_eq!(status[field], 3, "{field}");
+    }
+    assert_eq!(status["observedGeneration"], set["metadata"]["generation"]);
+    assert_eq!(status["currentRevision"], status["updateRevision"]);
+    assert_eq!(world.names(&kinds::controller_revision::CONTROLLER_REVISION).len(), 1);
+    let claims = world.names(CLAIMS);
+    assert_eq!(claims, ["data-web-0", "data-web-1", "data-web-2"]);
+    assert_eq!(world.get(CLAIMS, "data-web-0")["spec"]["storageClassName"], "local", "the default class");
+    let said = world.events("SuccessfulCreate");
+    assert!(said.contains(&"create Pod web-0 in StatefulSet web successful".to_owned()), "{said:?}");
+    assert!(said.contains(&"create Claim data-web-0 Pod web-0 in StatefulSet web success".to_owned()));
+}
+
+#[tokio::test]
+async fn a_parallel_set_starts_all_at_once_in_one_write() {
+    let world = World::new().await;
+    let mut value = set("web", 5);
+    value["spec"]["podManagementPolicy"] = "Parallel".into();
+    for ordinal in 0..5 {
+        world.orders.unready.lock().unwrap().insert(format!("web-{ordinal}"));
+    }
+    world.create(SETS, "default", value).await;
+    world.until("five pods", |w| w.names(PODS).len() == 5).await;
+}
+
+#[tokio::test]
+async fn scaling_down_goes_from_the_highest_and_keeps_the_claims_and_scaling_up_finds_them_again() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 3)).await;
+    world.until("three are ready", all_ready(3)).await;
+    let volume = world.get(CLAIMS, "data-web-2")["spec"]["volumeName"].clone();
+    world.orders.stuck.lock().unwrap().insert("web-2".to_owned());
+    world.scale("web", 1).await;
+    world.until("web-2 terminates", |w| object::deleting(&w.get(PODS, "web-2"))).await;
+    world.rest().await;
+    assert_eq!(world.ready(), ["web-0", "web-1"], "web-1 waits for web-2 to be gone");
+    world.orders.stuck.lock().unwrap().clear();
+    let uid = object::uid(&world.get(PODS, "web-2")).to_owned();
+    world.objects.remove(PODS, "default", "web-2", &uid).await.unwrap();
+    world.until("one is left", all_ready(1)).await;
+    world.scale("web", 3).await;
+    world.until("three again", all_ready(3)).await;
+    assert_eq!(world.get(CLAIMS, "data-web-2")["spec"]["volumeName"], volume);
+    assert_eq!(world.events("SuccessfulDelete").len(), 2);
+}
+
+#[tokio::test]
+async fn a_deleted_and_a_failed_pod_come_back_with_their_name_and_claim() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 2)).await;
+    world.until("two are ready", all_ready(2)).await;
+    let before = [world.get(PODS, "web-0"), world.get(PODS, "web-1")];
+    world.delete(PODS, "web-0", None).await;
+    world
+        .objects
+        .modify(PODS, Some(kinds::Subresource::Status), "default", "web-1", |pod| {
+            pod["status"] = json!({"phase": "Failed"});
+            Ok(())
+        })
+        .await
+        .unwrap();
+    world
+        .until("both are other pods and ready", |w| {
+            let now = [w.get(PODS, "web-0"), w.get(PODS, "web-1")];
+            now.iter().zip(&before).all(|(n, b)| object::uid(n) != object::uid(b)) && all_ready(2)(w)
+        })
+        .await;
+    assert_eq!(world.names(CLAIMS).len(), 2);
+    assert_eq!(world.names(VOLUMES).len(), 2);
+}
+
+#[tokio::test]
+async fn a_restarted_controller_goes_on_where_the_last_one_ended() {
+    let mut world = World::new().await;
+    world.create(SETS, "default", set("web", 4)).await;
+    world.until("two are ready", |w| w.ready().len() >= 2).await;
+    world.stop();
+    world.scale("web", 3).await;
+    world.start();
+    world.until("three are ready", all_ready(3)).await;
+    world.rest().await;
+    assert_eq!(world.get(SETS, "web")["status"]["readyReplicas"], 3);
+    assert!(world.path.exists());
+}
+
+#[tokio::test]
+async fn at_rest_nothing_is_written() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 2)).await;
+    world.until("two are ready", all_ready(2)).await;
+    world.rest().await;
+    let revision = world.objects.store().revision();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(world.objects.store().revision(), revision);
+}
+
+#[tokio::test]
+async fn somebody_elses_pod_of_that_name_is_told_and_waited_for() {
+    let world = World::new().await;
+    let pod = json!({
+        "metadata": {"name": "web-0"},
+        "spec": {"containers": [{"name": "c", "image": "busybox"}]},
+    });
+    world.create(PODS, "default", pod).await;
+    world.create(SETS, "default", set("web", 1)).await;
+    let told = "create Pod web-0 in StatefulSet web failed error: pods \"web-0\" already exists";
+    world.until("it is told", |w| w.events("FailedCreate").contains(&told.to_owned())).await;
+    world.delete(PODS, "web-0", None).await;
+    world.until("it is the set's", |w| object::controller_ref(&w.get(PODS, "web-0")).is_some()).await;
+}
+
+#[tokio::test]
+async fn a_changed_template_makes_a_revision_and_a_replaced_pod_gets_it() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 2)).await;
+    world.until("two are ready", all_ready(2)).await;
+    let uid = object::uid(&world.get(PODS, "web-1")).to_owned();
+    let image = |value: &mut Value| {
+        value["spec"]["template"]["spec"]["containers"][0]["image"] = "busybox:2".into();
+    };
+    world.change(SETS, "web", image).await;
+    world
+        .until("a second revision", |w| w.names(&kinds::controller_revision::CONTROLLER_REVISION).len() == 2)
+        .await;
+    world.delete(PODS, "web-0", None).await;
+    world
+        .until("web-0 is new", |w| {
+            w.get(PODS, "web-0")["spec"]["containers"][0]["image"] == "busybox:2" && all_ready(2)(w)
+        })
+        .await;
+    assert_eq!(object::uid(&world.get(PODS, "web-1")), uid);
+}
+
+#[tokio::test]
+async fn writers_that_get_in_between_only_cost_another_try() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 6)).await;
+    for round in 0..200 {
+        world
+            .change(SETS, "web", |set| {
+                set["metadata"]["annotations"] = json!({"round": round.to_string()});
+            })
+            .await;
+        tokio::task::yield_now().await;
+    }
+    world.until("six are ready", all_ready(6)).await;
+    world.rest().await;
+    assert_eq!(world.get(SETS, "web")["status"]["availableReplicas"], 6);
+}
+
+#[tokio::test]
+async fn min_ready_seconds_hold_the_next_pod_back_and_need_no_event_to_end() {
+    let world = World::new().await;
+    let mut value = set("web", 2);
+    value["spec"]["minReadySeconds"] = 2.into();
+    world.create(SETS, "default", value).await;
+    world.until("web-0 is ready", |w| w.ready() == ["web-0"]).await;
+    let ready = std::time::Instant::now();
+    world.until("both are ready", all_ready(2)).await;
+    assert!(ready.elapsed() > Duration::from_millis(900), "times are whole seconds");
+}

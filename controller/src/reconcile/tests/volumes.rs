@@ -1,0 +1,106 @@
+use super::*;
+
+fn claim(name: &str, class: &str) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"], "storageClassName": class,
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    })
+}
+
+fn static_volume(name: &str, class: &str) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": "2Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": class,
+            "hostPath": {"path": format!("/mnt/{name}")},
+        },
+    })
+}
+
+fn phase(value: &Value) -> &str {
+    value["status"]["phase"].as_str().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_claim_in_use_goes_when_its_pod_does_and_its_directory_is_removed_on_that_host() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 1)).await;
+    world.until("web-0 is ready", |w| w.ready() == ["web-0"]).await;
+    let volume = world.get(CLAIMS, "data-web-0")["spec"]["volumeName"].as_str().unwrap().to_owned();
+    let directory = Directory { root: String::new(), name: format!("default-data-web-0-{volume}") };
+    world.delete(CLAIMS, "data-web-0", None).await;
+    world.rest().await;
+    assert!(object::deleting(&world.get(CLAIMS, "data-web-0")), "web-0 uses it");
+    world.scale("web", 0).await;
+    world
+        .until("claim and volume are gone", |w| w.names(CLAIMS).is_empty() && w.names(VOLUMES).is_empty())
+        .await;
+    assert_eq!(*world.hosts.removed.lock().unwrap(), [(Some("a".to_owned()), directory)]);
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_remove_the_directory_now_is_asked_again() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 1)).await;
+    world.until("web-0 is ready", |w| w.ready() == ["web-0"]).await;
+    *world.hosts.refuse.lock().unwrap() = Some("the host does not answer".to_owned());
+    world.scale("web", 0).await;
+    world.until("no pod", |w| w.names(PODS).is_empty()).await;
+    world.delete(CLAIMS, "data-web-0", None).await;
+    world.until("it is told", |w| !w.events("VolumeFailedDelete").is_empty()).await;
+    let volume = world.names(VOLUMES)[0].clone();
+    assert_eq!(phase(&world.get(VOLUMES, &volume)), "Failed");
+    *world.hosts.refuse.lock().unwrap() = None;
+    world.until("the volume is gone", |w| w.names(VOLUMES).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_retained_volume_is_released_and_its_directory_stays() {
+    let world = World::new().await;
+    world.create(VOLUMES, "", static_volume("disk", "manual")).await;
+    world.until("it is available", |w| phase(&w.get(VOLUMES, "disk")) == "Available").await;
+    world.create(CLAIMS, "default", claim("mine", "manual")).await;
+    world.until("they are bound", |w| phase(&w.get(CLAIMS, "mine")) == "Bound").await;
+    assert_eq!(phase(&world.get(VOLUMES, "disk")), "Bound");
+    assert_eq!(world.get(CLAIMS, "mine")["status"]["capacity"]["storage"], "2Gi");
+    world.delete(VOLUMES, "disk", None).await;
+    world.rest().await;
+    assert!(object::deleting(&world.get(VOLUMES, "disk")), "a bound volume is protected");
+    world.delete(CLAIMS, "mine", None).await;
+    world.until("both are gone", |w| w.names(VOLUMES).is_empty() && w.names(CLAIMS).is_empty()).await;
+    assert!(world.hosts.removed.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_claim_that_came_first_is_bound_when_its_volume_or_class_comes() {
+    let world = World::new().await;
+    world.create(CLAIMS, "default", claim("mine", "manual")).await;
+    world.until("it is told", |w| !w.events("ProvisioningFailed").is_empty()).await;
+    assert_eq!(phase(&world.get(CLAIMS, "mine")), "Pending");
+    world.create(VOLUMES, "", static_volume("disk", "manual")).await;
+    world.until("it is bound", |w| phase(&w.get(CLAIMS, "mine")) == "Bound").await;
+}
+
+#[tokio::test]
+async fn a_claim_without_a_class_gets_the_default_one() {
+    let world = World::new().await;
+    let mut value = claim("mine", "");
+    value["spec"].as_object_mut().unwrap().remove("storageClassName");
+    world.create(CLAIMS, "default", value).await;
+    world.until("it has its class", |w| w.get(CLAIMS, "mine")["spec"]["storageClassName"] == "local").await;
+    world.until("it waits for a pod", |w| !w.events("WaitForFirstConsumer").is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_bound_claim_whose_volume_is_gone_is_lost() {
+    let world = World::new().await;
+    world.create(VOLUMES, "", static_volume("disk", "manual")).await;
+    world.create(CLAIMS, "default", claim("mine", "manual")).await;
+    world.until("they are bound", |w| phase(&w.get(CLAIMS, "mine")) == "Bound").await;
+    world.delete(VOLUMES, "disk", None).await;
+    world.change(VOLUMES, "disk", |v| v["metadata"]["finalizers"] = json!([])).await;
+    world.until("it is lost", |w| phase(&w.get(CLAIMS, "mine")) == "Lost").await;
+}

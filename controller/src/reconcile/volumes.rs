@@ -1,0 +1,402 @@
+//! Claims and volumes: binding what needs no pod, phases, protection, and what becomes of a released volume.
+//!
+//! A claim whose volume depends on its pod's host is bound by whoever places the pod, in that same
+//! transaction: [`Shelf`] and [`stage_binding`] are for that.
+
+use std::collections::HashSet;
+
+use berth_controller_core::claims::{self, Binding, Provisioners, Reclaim, Standing, Storage};
+use berth_controller_core::kinds::{self, Kind};
+use berth_controller_core::object;
+use berth_controller_core::status::Status;
+use serde_json::Value;
+
+use super::Context;
+use super::events::{EventType, ObjectRef};
+use super::feed::{Seen, follow};
+use super::queue::{Next, Outcome, Queue};
+use crate::objects::{DeleteOptions, Objects, key};
+use crate::store::{CommitError, EventKind, Object, Revision, Scope, Store, Transaction};
+
+const CLAIMS: &Kind = &kinds::persistent_volume_claim::PERSISTENT_VOLUME_CLAIM;
+const VOLUMES: &Kind = &kinds::persistent_volume::PERSISTENT_VOLUME;
+const CLASSES: &str = "storageclasses.storage.k8s.io";
+const COMPONENT: &str = "persistentvolume-controller";
+const CLAIM_PROTECTION: &str = "kubernetes.io/pvc-protection";
+const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
+const WORKERS: usize = 8;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Work {
+    Claim { namespace: String, name: String },
+    Volume(String),
+}
+
+/// What may matter to one claim: the classes, and the volumes that it could be bound to.
+pub struct Shelf {
+    volumes: Vec<Value>,
+    classes: Vec<Value>,
+}
+
+impl Shelf {
+    /// Read at once, as things are. Volumes that are bound to other claims are not even parsed.
+    pub fn of(store: &Store, claim: &Value) -> Shelf {
+        let own = [
+            claim["spec"]["volumeName"].as_str().unwrap_or_default().to_owned(),
+            format!("pvc-{}", object::uid(claim)),
+        ];
+        let volumes = store.list(&Scope::all(VOLUMES.plural)).objects;
+        let concerns = |o: &&std::sync::Arc<Object>| own.contains(&o.key.name) || !mentions(o, BOUND);
+        Shelf {
+            volumes: volumes.iter().filter(concerns).map(|o| o.value()).collect(),
+            classes: store.list(&Scope::all(CLASSES)).objects.iter().map(|o| o.value()).collect(),
+        }
+    }
+
+    /// Calls `decide` with it.
+    pub fn with<T>(&self, provisioners: &Provisioners, decide: impl FnOnce(&Storage) -> T) -> T {
+        let volumes: Vec<&Value> = self.volumes.iter().collect();
+        let classes: Vec<&Value> = self.classes.iter().collect();
+        decide(&Storage { volumes: &volumes, classes: &classes, provisioners })
+    }
+}
+
+const BOUND: &str = r#""phase":"Bound""#;
+
+/// Whether this text occurs in the object's JSON: a cheap way not to parse what cannot matter.
+fn mentions(object: &Object, text: &str) -> bool {
+    object.bytes.windows(text.len()).any(|w| w == text.as_bytes())
+}
+
+/// Adds the writes of a binding to a transaction, so that it holds only if the claim (of this revision) and
+/// the volume are as they were.
+pub fn stage_binding(
+    objects: &Objects,
+    transaction: Transaction,
+    binding: Binding,
+    claim_revision: Revision,
+) -> Result<Transaction, Status> {
+    let claim_key = key(CLAIMS, object::namespace(&binding.claim), object::name(&binding.claim));
+    let volume_key = key(VOLUMES, "", object::name(&binding.volume));
+    let transaction = transaction.unchanged(claim_key.clone(), claim_revision).put(claim_key, binding.claim);
+    if binding.new {
+        let status = binding.volume["status"].clone();
+        let mut volume = objects.stage_create(VOLUMES, "", binding.volume)?;
+        volume["status"] = status;
+        return Ok(transaction.absent(volume_key.clone()).put(volume_key, volume));
+    }
+    let revision = object_revision(&binding.volume);
+    Ok(transaction.unchanged(volume_key.clone(), revision).put(volume_key, binding.volume))
+}
+
+fn object_revision(value: &Value) -> Revision {
+    value["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or_default()
+}
+
+/// Gives a claim that names no class the default one, if there is one.
+pub fn give_default_class(store: &Store, claim: &mut Value) {
+    if !claims::wants_default_class(claim) {
+        return;
+    }
+    let classes: Vec<Value> = store.list(&Scope::all(CLASSES)).objects.iter().map(|o| o.value()).collect();
+    let classes: Vec<&Value> = classes.iter().collect();
+    if let Some(class) = claims::default_class(&classes) {
+        claim["spec"]["storageClassName"] = class.into();
+    }
+}
+
+pub(super) async fn run(context: Context) {
+    let queue: Queue<Work> = Queue::new();
+    let store = context.objects.store().clone();
+    let add_claim = |namespace: &str, name: &str| {
+        queue.add(Work::Claim { namespace: namespace.to_owned(), name: name.to_owned() });
+    };
+    let add_claims = || {
+        for claim in store.list(&Scope::all(CLAIMS.plural)).objects {
+            if !mentions(&claim, BOUND) {
+                add_claim(&claim.key.namespace, &claim.key.name);
+            }
+        }
+    };
+    let add_volumes = || {
+        for volume in store.list(&Scope::all(VOLUMES.plural)).objects {
+            queue.add(Work::Volume(volume.key.name.clone()));
+        }
+    };
+    let work = {
+        let context = context.clone();
+        queue.clone().run("volumes", WORKERS, move |work| {
+            let context = context.clone();
+            async move {
+                match work {
+                    Work::Claim { namespace, name } => claim(&context, &namespace, &name).await,
+                    Work::Volume(name) => volume(&context, &name).await,
+                }
+            }
+        })
+    };
+    tokio::join!(
+        work,
+        follow(&store, Scope::all(CLAIMS.plural), |seen| match seen {
+            Seen::All(claims) => {
+                claims.iter().for_each(|c| add_claim(&c.key.namespace, &c.key.name));
+                add_volumes();
+            }
+            Seen::Changed(event) => {
+                let claim = &event.object;
+                if event.kind != EventKind::Deleted {
+                    add_claim(&claim.key.namespace, &claim.key.name);
+                }
+                if let Some(volume) = claim.value()["spec"]["volumeName"].as_str().filter(|v| !v.is_empty()) {
+                    queue.add(Work::Volume(volume.to_owned()));
+                }
+            }
+        }),
+        follow(&store, Scope::all(VOLUMES.plural), |seen| match seen {
+            Seen::All(_) => add_volumes(),
+            Seen::Changed(event) => {
+                let volume = event.object.value();
+                let holder = &volume["spec"]["claimRef"];
+                match (holder["namespace"].as_str(), holder["name"].as_str()) {
+                    (Some(namespace), Some(name)) => add_claim(namespace, name),
+                    // It may be what some claim waits for.
+                    _ => add_claims(),
+                }
+                if event.kind != EventKind::Deleted {
+                    queue.add(Work::Volume(event.object.key.name.clone()));
+                }
+            }
+        }),
+        follow(&store, Scope::all(CLASSES), |seen| match seen {
+            Seen::All(_) => {}
+            Seen::Changed(_) => add_claims(),
+        }),
+        // A pod that is gone, or has ended, no longer keeps its claims.
+        follow(&store, Scope::all("pods"), |seen| match seen {
+            Seen::All(_) => {}
+            Seen::Changed(event) => {
+                let pod = &event.object;
+                if event.kind == EventKind::Deleted || ended(pod) {
+                    for name in claims_of(&pod.value()) {
+                        add_claim(&pod.key.namespace, &name);
+                    }
+                }
+            }
+        }),
+    );
+}
+
+fn ended(pod: &Object) -> bool {
+    mentions(pod, r#""phase":"Succeeded""#) || mentions(pod, r#""phase":"Failed""#)
+}
+
+fn claims_of(pod: &Value) -> HashSet<String> {
+    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    volumes.filter_map(|v| v["persistentVolumeClaim"]["claimName"].as_str()).map(str::to_owned).collect()
+}
+
+/// Whether a pod has, or may yet need, what is in this claim. One that ended, or is not placed (and cannot
+/// be, on a claim that goes), does not.
+fn in_use(store: &Store, claim: &Object) -> bool {
+    let name = &claim.key.name;
+    let quoted = format!("\"claimName\":\"{name}\"");
+    store
+        .list(&Scope::namespaced("pods", claim.key.namespace.as_str()))
+        .objects
+        .iter()
+        .filter(|pod| mentions(pod, &quoted) && !ended(pod))
+        .any(|pod| {
+            let pod = pod.value();
+            !pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty() && claims_of(&pod).contains(name)
+        })
+}
+
+async fn claim(context: &Context, namespace: &str, name: &str) -> Outcome {
+    let objects = &context.objects;
+    let store = objects.store();
+    let Some(stored) = store.get(&key(CLAIMS, namespace, name)) else { return Ok(Next::Event) };
+    if stored.meta.deleting {
+        if stored.meta.finalizers && !in_use(store, &stored) {
+            release(context, CLAIMS, &stored, CLAIM_PROTECTION).await?;
+        }
+        return Ok(Next::Event);
+    }
+    let mut value = stored.value();
+    give_default_class(store, &mut value);
+    let named_class = value != stored.value();
+    let shelf = Shelf::of(store, &value);
+    let standing = shelf.with(&context.provisioners, |storage| claims::standing(&value, storage));
+    let about = ObjectRef::of(&value);
+    let say = |r#type, reason: &str, message: &str| {
+        context.events.record(&about, r#type, reason, message, COMPONENT);
+    };
+    let phase = value["status"]["phase"].as_str().unwrap_or_default().to_owned();
+    match standing {
+        Standing::Bound { .. } => {
+            if grow(&mut value, &shelf) {
+                put(store, &stored, value).await?;
+            }
+        }
+        Standing::Now(binding) => {
+            let volume = object::name(&binding.volume).to_owned();
+            let new = binding.new;
+            let transaction = stage_binding(objects, Transaction::new(), *binding, stored.revision)?;
+            store.commit(transaction).await?;
+            if new {
+                let message = format!("Successfully provisioned volume {volume}");
+                say(EventType::Normal, "ProvisioningSucceeded", &message);
+            }
+        }
+        Standing::WithPod => {
+            if named_class || phase.is_empty() {
+                set_phase(&mut value, "Pending");
+                put(store, &stored, value).await?;
+            } else if !mentioned_by_pod(store, namespace, name) {
+                let message = "waiting for first consumer to be created before binding";
+                say(EventType::Normal, "WaitForFirstConsumer", message);
+            }
+        }
+        Standing::Waits { reason, message } => {
+            if named_class || phase.is_empty() {
+                set_phase(&mut value, "Pending");
+                put(store, &stored, value).await?;
+            } else {
+                let r#type = if reason == "FailedBinding" || reason == "ExternalProvisioning" {
+                    EventType::Normal
+                } else {
+                    EventType::Warning
+                };
+                say(r#type, reason, &message);
+            }
+        }
+        Standing::Lost { message } => {
+            if phase != "Lost" {
+                set_phase(&mut value, "Lost");
+                put(store, &stored, value).await?;
+                say(EventType::Warning, "ClaimLost", &message);
+            }
+        }
+    }
+    Ok(Next::Event)
+}
+
+fn mentioned_by_pod(store: &Store, namespace: &str, claim: &str) -> bool {
+    let quoted = format!("\"claimName\":\"{claim}\"");
+    store.list(&Scope::namespaced("pods", namespace)).objects.iter().any(|pod| mentions(pod, &quoted))
+}
+
+/// A bound claim shows its volume's capacity and access modes.
+fn grow(claim: &mut Value, shelf: &Shelf) -> bool {
+    let Some(volume) = shelf.volumes.iter().find(|v| v["metadata"]["name"] == claim["spec"]["volumeName"])
+    else {
+        return false;
+    };
+    let before = claim["status"].clone();
+    claim["status"]["capacity"] = volume["spec"]["capacity"].clone();
+    claim["status"]["accessModes"] = volume["spec"]["accessModes"].clone();
+    claim["status"] != before
+}
+
+async fn volume(context: &Context, name: &str) -> Outcome {
+    let objects = &context.objects;
+    let store = objects.store();
+    let Some(stored) = store.get(&key(VOLUMES, "", name)) else { return Ok(Next::Event) };
+    let mut value = stored.value();
+    let holder = value["spec"]["claimRef"].clone();
+    let text = |field: &str| holder[field].as_str().unwrap_or_default();
+    let reserved = text("uid").is_empty();
+    let held = !reserved
+        && store
+            .get(&key(CLAIMS, text("namespace"), text("name")))
+            .is_some_and(|claim| *claim.meta.uid == *text("uid"));
+    if stored.meta.deleting {
+        if stored.meta.finalizers && !held {
+            release(context, VOLUMES, &stored, VOLUME_PROTECTION).await?;
+        }
+        return Ok(Next::Event);
+    }
+    let phase = match (reserved, held) {
+        (true, _) => "Available",
+        (false, true) => "Bound",
+        (false, false) => "Released",
+    };
+    let before = value["status"]["phase"].as_str().unwrap_or_default().to_owned();
+    if before != phase && !(phase == "Released" && before == "Failed") {
+        set_phase(&mut value, phase);
+        put(store, &stored, value).await?;
+        // Its own event brings it back here.
+        return Ok(Next::Event);
+    }
+    if phase == "Released" && claims::reclaim(&value, &context.provisioners) == Reclaim::Remove {
+        return remove(context, &stored, value).await;
+    }
+    Ok(Next::Event)
+}
+
+/// Removes a released volume: first the directory on its host, then the object.
+async fn remove(context: &Context, stored: &Object, mut value: Value) -> Outcome {
+    let store = context.objects.store();
+    let node = match claims::pinned_to(&value) {
+        None => Ok(None),
+        Some(host) => node_of(store, host).map(Some).ok_or_else(|| format!("node {host:?} is not there")),
+    };
+    let removed = match (node, claims::directory(&value)) {
+        (Ok(node), Some(directory)) => context.hosts.remove(node, directory).await,
+        (Err(why), _) => Err(why),
+        (Ok(_), None) => Err("its source is not a directory".to_owned()),
+    };
+    if let Err(why) = removed {
+        let message = format!("removing the volume's directory: {why}");
+        let about = ObjectRef::of(&value);
+        context.events.record(&about, EventType::Warning, "VolumeFailedDelete", &message, COMPONENT);
+        if value["status"]["phase"] != "Failed" {
+            set_phase(&mut value, "Failed");
+            value["status"]["message"] = message.clone().into();
+            put(store, stored, value).await?;
+        }
+        return Err(message.into());
+    }
+    let options = DeleteOptions { uid: Some(stored.meta.uid.to_string()), ..DeleteOptions::default() };
+    match context.objects.delete(VOLUMES, "", &stored.key.name, &options).await {
+        Err(status) if status.code != 404 => Err(status.into()),
+        _ => Ok(Next::Event),
+    }
+}
+
+/// The Node that calls itself by this host name.
+fn node_of(store: &Store, host: &str) -> Option<String> {
+    let nodes = store.list(&Scope::all("nodes")).objects;
+    let found = nodes.iter().find(|n| n.meta.labels.get(claims::HOSTNAME) == Some(host));
+    found.or_else(|| nodes.iter().find(|n| n.key.name == host)).map(|n| n.key.name.clone())
+}
+
+async fn release(
+    context: &Context,
+    kind: &'static Kind,
+    stored: &Object,
+    finalizer: &str,
+) -> Result<(), Status> {
+    let uid = &stored.meta.uid;
+    let released = context.objects.modify(kind, None, &stored.key.namespace, &stored.key.name, |value| {
+        if object::uid(value) == &**uid
+            && let Some(finalizers) = value["metadata"]["finalizers"].as_array_mut()
+        {
+            finalizers.retain(|f| f != finalizer);
+        }
+        Ok(())
+    });
+    match released.await {
+        Err(status) if status.code != 404 => Err(status),
+        _ => Ok(()),
+    }
+}
+
+fn set_phase(value: &mut Value, phase: &str) {
+    value["status"]["phase"] = phase.into();
+}
+
+async fn put(store: &Store, stored: &Object, value: Value) -> Result<(), CommitError> {
+    let transaction =
+        Transaction::new().unchanged(stored.key.clone(), stored.revision).put(stored.key.clone(), value);
+    store.commit(transaction).await.map(drop)
+}
