@@ -2,7 +2,20 @@
 //!
 //! It must never touch a cgroup outside its own parent.
 
-use std::time::Duration;
+mod tree;
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tree::{Hierarchy, hierarchies};
+
+use crate::runtime::spec::{quota, shares};
 
 /// What went wrong, with the path.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -10,6 +23,12 @@ use std::time::Duration;
 pub struct CgroupError {
     what: String,
     cause: String,
+}
+
+impl CgroupError {
+    fn new(what: impl Into<String>, cause: impl ToString) -> Self {
+        CgroupError { what: what.into(), cause: cause.to_string() }
+    }
 }
 
 /// Limits of a whole pod; 0 means none.
@@ -24,52 +43,328 @@ pub struct PodLimits {
 /// All pods' cgroups on this host. A cheap handle.
 #[derive(Debug, Clone)]
 pub struct Cgroups {
-    parent: std::sync::Arc<str>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Absolute below the cgroup root, without a slash at the end.
+    parent: String,
+    hierarchies: Vec<Hierarchy>,
 }
 
 impl Cgroups {
     /// `parent`: a path below the cgroup root, e.g. `/berth`.
     pub async fn open(parent: &str) -> Result<Cgroups, CgroupError> {
-        Ok(Cgroups { parent: parent.trim_end_matches('/').into() })
+        let parent = format!("/{}", parent.trim_matches('/'));
+        if parent == "/" || parent.split('/').any(|part| part == "." || part == "..") {
+            return Err(CgroupError::new(
+                "cgroup parent",
+                format!("{parent:?} is not a path below the root"),
+            ));
+        }
+        let hierarchies = hierarchies().map_err(|e| CgroupError::new("/proc/self/mountinfo", e))?;
+        if hierarchies.is_empty() {
+            return Err(CgroupError::new("cgroups", "none are mounted: mount cgroup2 on /sys/fs/cgroup"));
+        }
+        Ok(Cgroups { inner: Arc::new(Inner { parent, hierarchies }) })
     }
 
     /// The cgroup path of a container, for [`crate::runtime::ContainerSpec::cgroup_path`].
     pub fn container_path(&self, uid: &str, container_id: &str) -> String {
-        format!("{}/pod{uid}/{container_id}", self.parent)
+        format!("{}/{container_id}", self.inner.pod_path(uid))
     }
 
     /// Makes the pod's cgroup, or sets the limits of the one that is there.
-    pub async fn make(&self, _uid: &str, _limits: &PodLimits) -> Result<(), CgroupError> {
-        Ok(())
+    pub async fn make(&self, uid: &str, limits: &PodLimits) -> Result<(), CgroupError> {
+        check(uid)?;
+        let (inner, uid, limits) = (self.inner.clone(), uid.to_owned(), *limits);
+        blocking(move || inner.make(&uid, &limits)).await
     }
 
     /// SIGKILL to every process in it, containers' included. Fine when it is not there.
-    pub async fn kill_all(&self, _uid: &str) -> Result<(), CgroupError> {
-        Ok(())
+    pub async fn kill_all(&self, uid: &str) -> Result<(), CgroupError> {
+        check(uid)?;
+        let (inner, uid) = (self.inner.clone(), uid.to_owned());
+        blocking(move || {
+            inner.dirs(&uid).try_for_each(|(hierarchy, dir)| hierarchy.kill(&dir).map_err(at(&dir)))
+        })
+        .await
     }
 
     /// Whether no process is left in it (or it is not there).
-    pub async fn is_empty(&self, _uid: &str) -> Result<bool, CgroupError> {
-        Ok(true)
+    pub async fn is_empty(&self, uid: &str) -> Result<bool, CgroupError> {
+        check(uid)?;
+        let (inner, uid) = (self.inner.clone(), uid.to_owned());
+        blocking(move || inner.is_empty(&uid)).await
     }
 
-    /// Waits until it is empty; false when it is not within `limit`.
-    pub async fn wait_empty(&self, _uid: &str, _limit: Duration) -> Result<bool, CgroupError> {
-        Ok(true)
+    /// Waits until it is empty; false when it is not within `limit`. On v2 the kernel says when; v1 cannot, so there it
+    /// is looked at again, at growing intervals.
+    pub async fn wait_empty(&self, uid: &str, limit: Duration) -> Result<bool, CgroupError> {
+        let deadline = Instant::now() + limit;
+        let mut pause = Duration::from_millis(1);
+        let unified = match &self.inner.hierarchies[..] {
+            [one] if one.v2 => Some(one.dir(&self.inner.pod_path(uid)).join("cgroup.events")),
+            _ => None,
+        };
+        loop {
+            let events = unified.as_deref().and_then(Changes::of);
+            if self.is_empty(uid).await? {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            match events {
+                Some(events) => drop(tokio::time::timeout_at(deadline, events.next()).await),
+                None => {
+                    tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+                    pause = (pause * 2).min(Duration::from_millis(100));
+                }
+            }
+        }
     }
 
     /// Removes it and what runc may have left below it. Fine when it is not there; an error while it holds processes.
-    pub async fn remove(&self, _uid: &str) -> Result<(), CgroupError> {
-        Ok(())
+    pub async fn remove(&self, uid: &str) -> Result<(), CgroupError> {
+        check(uid)?;
+        let (inner, uid) = (self.inner.clone(), uid.to_owned());
+        blocking(move || inner.remove(&uid)).await
     }
 
     /// The uids of all pods that have a cgroup here.
     pub async fn list(&self) -> Result<Vec<String>, CgroupError> {
-        Ok(Vec::new())
+        let inner = self.inner.clone();
+        blocking(move || inner.list()).await
     }
 }
 
-/// Whether the kernel killed a process of this container for want of memory.
-pub(crate) async fn oom_killed(_container_path: &str) -> bool {
-    false
+impl Inner {
+    fn pod_path(&self, uid: &str) -> String {
+        format!("{}/pod{uid}", self.parent)
+    }
+
+    /// The pod's directory in each hierarchy.
+    fn dirs(&self, uid: &str) -> impl Iterator<Item = (&Hierarchy, PathBuf)> {
+        let path = self.pod_path(uid);
+        self.hierarchies.iter().map(move |hierarchy| (hierarchy, hierarchy.dir(&path)))
+    }
+
+    fn make(&self, uid: &str, limits: &PodLimits) -> Result<(), CgroupError> {
+        // In all hierarchies, also where nothing is limited: then the parent is never empty, and so never removed, while
+        // runc makes a container below it.
+        for (hierarchy, dir) in self.dirs(uid) {
+            hierarchy.make(&dir).map_err(at(&dir))?;
+            for (file, value) in settings(hierarchy, limits) {
+                hierarchy.set(&dir, file, &value).map_err(at(&dir.join(file)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_empty(&self, uid: &str) -> Result<bool, CgroupError> {
+        for (hierarchy, dir) in self.dirs(uid) {
+            if !hierarchy.is_empty(&dir).map_err(at(&dir))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn remove(&self, uid: &str) -> Result<(), CgroupError> {
+        for (hierarchy, dir) in self.dirs(uid) {
+            tree::remove(&dir).map_err(at(&dir))?;
+            // The parents too once they are empty; whoever is faster makes them again.
+            let above = hierarchy.dir(&self.parent);
+            for dir in above.ancestors().take_while(|dir| *dir != hierarchy.mount) {
+                if std::fs::remove_dir(dir).is_err() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Vec<String>, CgroupError> {
+        let mut uids = BTreeSet::new();
+        for hierarchy in &self.hierarchies {
+            let dir = hierarchy.dir(&self.parent);
+            for name in tree::children(&dir).map_err(at(&dir))? {
+                uids.extend(name.strip_prefix("pod").map(str::to_owned));
+            }
+        }
+        Ok(uids.into_iter().collect())
+    }
+}
+
+/// The kubelet's values, as the files of this hierarchy take them.
+fn settings(hierarchy: &Hierarchy, limits: &PodLimits) -> Vec<(&'static str, String)> {
+    let shares = shares(limits.cpu_request_millis);
+    let quota = quota(limits.cpu_limit_millis);
+    let memory = limits.memory_limit_bytes;
+    let mut all = Vec::new();
+    if hierarchy.v2 {
+        if hierarchy.has("cpu") {
+            // From shares' 2..262144 to weights' 1..10000, as runc does it.
+            all.push(("cpu.weight", (1 + (shares - 2) * 9999 / 262_142).to_string()));
+            all.push(("cpu.max", quota.map_or("max 100000".into(), |quota| format!("{quota} 100000"))));
+        }
+        if hierarchy.has("memory") {
+            all.push(("memory.max", if memory == 0 { "max".into() } else { memory.to_string() }));
+        }
+    } else {
+        if hierarchy.has("cpu") {
+            all.push(("cpu.shares", shares.to_string()));
+            all.push(("cpu.cfs_quota_us", quota.unwrap_or(-1).to_string()));
+        }
+        if hierarchy.has("memory") {
+            all.push(("memory.limit_in_bytes", if memory == 0 { "-1".into() } else { memory.to_string() }));
+        }
+    }
+    all
+}
+
+/// Whether the kernel killed a process of this container for want of memory. False when nobody can say.
+pub(crate) async fn oom_killed(container_path: &str) -> bool {
+    let path = container_path.to_owned();
+    let look = move || -> io::Result<bool> {
+        for hierarchy in hierarchies()?.iter().filter(|hierarchy| hierarchy.has("memory")) {
+            let file = if hierarchy.v2 { "memory.events" } else { "memory.oom_control" };
+            let text = std::fs::read_to_string(hierarchy.dir(&path).join(file))?;
+            let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+            return Ok(kills.is_some_and(|kills| kills.trim() != "0"));
+        }
+        Ok(false)
+    };
+    tokio::task::spawn_blocking(move || look().unwrap_or(false)).await.unwrap_or(false)
+}
+
+/// The kernel's notices that a file of a cgroup has changed.
+struct Changes(tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>);
+
+impl Changes {
+    /// None where there is nothing to watch (any more).
+    fn of(path: &Path) -> Option<Changes> {
+        use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
+        inotify.add_watch(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF).ok()?;
+        tokio::io::unix::AsyncFd::with_interest(inotify.into(), tokio::io::Interest::READABLE)
+            .ok()
+            .map(Changes)
+    }
+
+    async fn next(&self) {
+        // What it says does not matter: the state is looked at anyway, with a new watch.
+        let _ = self.0.readable().await;
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> CgroupError + use<> {
+    let path = path.display().to_string();
+    move |error| CgroupError::new(path, error)
+}
+
+/// A uid becomes a directory's name.
+fn check(uid: &str) -> Result<(), CgroupError> {
+    let fine =
+        !uid.is_empty() && uid.len() <= 128 && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if fine { Ok(()) } else { Err(CgroupError::new("cgroup", format!("{uid:?} is not a pod's uid"))) }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CgroupError> + Send + 'static,
+) -> Result<T, CgroupError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(CgroupError::new("a blocking task", e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    fn v2() -> Hierarchy {
+        Hierarchy { mount: "/x".into(), v2: true, controllers: vec!["cpu".into(), "memory".into()] }
+    }
+
+    #[test]
+    fn limits_are_written_in_each_versions_own_words() {
+        let limits =
+            PodLimits { cpu_request_millis: 1000, cpu_limit_millis: 500, memory_limit_bytes: 1 << 20 };
+        let words = |hierarchy: &Hierarchy, limits: &PodLimits| -> Vec<String> {
+            settings(hierarchy, limits).into_iter().map(|(file, value)| format!("{file}={value}")).collect()
+        };
+        assert_eq!(words(&v2(), &limits), ["cpu.weight=39", "cpu.max=50000 100000", "memory.max=1048576"]);
+        assert_eq!(
+            words(&v2(), &PodLimits::default()),
+            ["cpu.weight=1", "cpu.max=max 100000", "memory.max=max"]
+        );
+        let v1 = Hierarchy { v2: false, ..v2() };
+        assert_eq!(
+            words(&v1, &limits),
+            ["cpu.shares=1024", "cpu.cfs_quota_us=50000", "memory.limit_in_bytes=1048576"]
+        );
+        let pids = Hierarchy { controllers: vec!["pids".into()], ..v2() };
+        assert!(words(&pids, &limits).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_uid_is_refused() {
+        let cgroups = Cgroups::open("/berth-test-refused").await.unwrap();
+        for bad in ["", "..", "a/b", "a b"] {
+            assert!(cgroups.remove(bad).await.is_err(), "{bad:?}");
+        }
+        assert!(Cgroups::open("/").await.is_err());
+        assert!(Cgroups::open("/a/../..").await.is_err());
+    }
+
+    /// A process in the pod's cgroup, in a child cgroup as runc makes them.
+    fn process(cgroups: &Cgroups, uid: &str) -> Child {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        for (hierarchy, dir) in cgroups.inner.dirs(uid) {
+            // cpuset takes nobody before it has processors, which runc gives it.
+            if hierarchy.has("cpuset") && !hierarchy.v2 {
+                continue;
+            }
+            let dir = dir.join("c1");
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+        }
+        child
+    }
+
+    #[tokio::test]
+    async fn a_pods_cgroup_lives_and_is_killed_and_goes() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let parent = format!("/berth-test-{}", std::process::id());
+        let cgroups = Cgroups::open(&parent).await.unwrap();
+        let limits =
+            PodLimits { cpu_request_millis: 100, cpu_limit_millis: 500, memory_limit_bytes: 64 << 20 };
+        for (uid, limits) in [("a-1", limits), ("b-2", PodLimits::default())] {
+            cgroups.make(uid, &limits).await.unwrap();
+            cgroups.make(uid, &limits).await.unwrap();
+        }
+        assert_eq!(cgroups.list().await.unwrap(), ["a-1", "b-2"]);
+        assert!(cgroups.is_empty("a-1").await.unwrap());
+
+        let mut child = process(&cgroups, "a-1");
+        assert!(!cgroups.is_empty("a-1").await.unwrap());
+        assert!(!cgroups.wait_empty("a-1", Duration::from_millis(20)).await.unwrap());
+        assert!(cgroups.remove("a-1").await.is_err(), "it holds a process");
+        cgroups.kill_all("a-1").await.unwrap();
+        child.wait().unwrap();
+        assert!(cgroups.wait_empty("a-1", Duration::from_secs(10)).await.unwrap());
+
+        for uid in ["a-1", "b-2", "never-made"] {
+            cgroups.remove(uid).await.unwrap();
+            cgroups.kill_all(uid).await.unwrap();
+            assert!(cgroups.is_empty(uid).await.unwrap());
+        }
+        for hierarchy in &cgroups.inner.hierarchies {
+            assert!(!hierarchy.dir(&parent).exists(), "the parent went with its last pod");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The network's vocabulary.
 
+use serde::{Deserialize, Serialize};
+
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
@@ -47,7 +49,7 @@ impl PodNamespaces {
 }
 
 /// A pod to be connected.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Attachment {
     pub uid: String,

@@ -170,14 +170,17 @@ fn build(spec: &ContainerSpec, host: &Host, process: Process) -> Result<Spec, Oc
             .masked_paths(MASKED.map(String::from).to_vec())
             .readonly_paths(READ_ONLY.map(String::from).to_vec());
     }
-    SpecBuilder::default()
+    let mut built = SpecBuilder::default()
         .version("1.0.2")
         .root(RootBuilder::default().path("rootfs").readonly(spec.read_only_root).build()?)
         .process(process)
         .mounts(mounts(spec)?)
         .annotations(HashMap::from([("io.containerd.runc.v2.group".to_owned(), spec.group.clone())]))
         .linux(linux.build()?)
-        .build()
+        .build()?;
+    // The builder's default names the host; set here, the name would be written into the shared UTS namespace again.
+    built.set_hostname(None);
+    Ok(built)
 }
 
 fn namespaces(spec: &ContainerSpec, host: &Host) -> Result<Vec<LinuxNamespace>, OciSpecError> {
@@ -398,6 +401,7 @@ pub(crate) mod tests {
         let joined = linux.namespaces().as_ref().unwrap().iter().filter(|n| n.path().is_some()).count();
         assert_eq!(joined, 3);
         assert!(spec.hostname().is_none(), "it would be set in the shared namespace again");
+        println!("{}", serde_json::to_string_pretty(&spec).unwrap());
         assert!(spec.process().as_ref().unwrap().rlimits().is_none());
         assert_eq!(spec.annotations().as_ref().unwrap()["io.containerd.runc.v2.group"], "uid");
     }
