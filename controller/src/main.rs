@@ -13,12 +13,15 @@ use berth_controller::config::{Given, Settings};
 use berth_controller::control::{self, Control};
 use berth_controller::objects::Objects;
 use berth_controller::pki::{Identity, NODE_GROUP, Pki, ServerNames};
+use berth_controller::reconcile::{self, events::Events, first_start};
 use berth_controller::service::{self, EndSignals};
 use berth_controller::store::Store;
 use berth_controller::tokens::Tokens;
+use berth_controller_core::claims::{Directory, Provisioners};
 use berth_controller_schema::Schema;
 use clap::{Parser, Subcommand};
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
@@ -128,10 +131,18 @@ async fn run(settings: Settings) -> Result<()> {
     let control = Control::bind(data_dir).with_context(unusable)?;
 
     let objects = Objects::new(store.clone(), Schema::get());
+    first_start(&objects).await.context("what a new controller begins with could not be stored")?;
+    let (events, recorded) = Events::new();
+    let provisioners = Arc::new(Provisioners::new(settings.provisioners.clone()));
+    let context =
+        reconcile::Context { objects: objects.clone(), events, provisioners, hosts: Arc::new(NoHosts) };
+
     let stop = CancellationToken::new();
     let (api_at, agents_at) = (api.local_addr()?, agents.local_addr()?);
     let mut parts = JoinSet::new();
     parts.spawn(stop.clone().run_until_cancelled_owned(control.serve(tokens)).map(|_| "the control socket"));
+    let loops = stop.clone().run_until_cancelled_owned(reconcile::run(context, recorded));
+    parts.spawn(loops.map(|_| "the loops"));
     parts.spawn(
         api::serve(
             Api::new(objects, Vec::new(), Router::new()),
@@ -169,6 +180,15 @@ async fn run(settings: Settings) -> Result<()> {
     }
     store.close().await;
     failed.map_or(Ok(()), |reason| Err(anyhow!(reason)))
+}
+
+/// Until agents are served.
+struct NoHosts;
+
+impl reconcile::Hosts for NoHosts {
+    fn remove(&self, _: Option<String>, _: Directory) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { Err("no host is connected".to_owned()) })
+    }
 }
 
 /// How long parts may take to end.
