@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use berth_controller_core::claims::{self, Binding, Provisioners, Reclaim, Standing, Storage};
+use berth_controller_core::identity;
 use berth_controller_core::kinds::{self, Kind};
 use berth_controller_core::object;
 use berth_controller_core::status::Status;
@@ -16,7 +17,7 @@ use super::events::{EventType, ObjectRef};
 use super::feed::{Seen, follow};
 use super::queue::{Next, Outcome, Queue};
 use crate::objects::{DeleteOptions, Objects, key};
-use crate::store::{CommitError, EventKind, Object, Revision, Scope, Store, Transaction};
+use crate::store::{CommitError, EventKind, Key, Object, Revision, Scope, Store, Transaction};
 
 const CLAIMS: &Kind = &kinds::persistent_volume_claim::PERSISTENT_VOLUME_CLAIM;
 const VOLUMES: &Kind = &kinds::persistent_volume::PERSISTENT_VOLUME;
@@ -171,6 +172,17 @@ pub(super) async fn run(context: Context) {
             Seen::All(_) => {}
             Seen::Changed(_) => add_claims(),
         }),
+        // A pod that was removed by force has stopped after all.
+        follow(&store, Scope::all(identity::RESOURCE), |seen| match seen {
+            Seen::All(_) => {}
+            Seen::Changed(event) if event.kind == EventKind::Deleted => {
+                let scope = Scope::namespaced(CLAIMS.plural, event.object.key.namespace.as_str());
+                for claim in store.list(&scope).objects.iter().filter(|c| c.meta.deleting) {
+                    add_claim(&claim.key.namespace, &claim.key.name);
+                }
+            }
+            Seen::Changed(_) => {}
+        }),
         // A pod that is gone, or has ended, no longer keeps its claims.
         follow(&store, Scope::all("pods"), |seen| match seen {
             Seen::All(_) => {}
@@ -197,8 +209,19 @@ fn claims_of(pod: &Value) -> HashSet<String> {
 
 /// Whether a pod has, or may yet need, what is in this claim. One that ended, or is not placed (and cannot
 /// be, on a claim that goes), does not.
+///
+/// A pod whose object was removed by force still runs as far as anybody knows, until its host has said
+/// otherwise; what it has mounted is not known any more. It holds every claim of its namespace.
 fn in_use(store: &Store, claim: &Object) -> bool {
     let name = &claim.key.name;
+    let namespace = claim.key.namespace.as_str();
+    let at_large = store.list(&Scope::namespaced(identity::RESOURCE, namespace)).objects.iter().any(|held| {
+        let pod = store.get(&Key::new("pods", namespace, held.key.name.as_str()));
+        pod.is_none_or(|pod| held.value()["uid"].as_str() != Some(&pod.meta.uid))
+    });
+    if at_large {
+        return true;
+    }
     let quoted = format!("\"claimName\":\"{name}\"");
     store
         .list(&Scope::namespaced("pods", claim.key.namespace.as_str()))

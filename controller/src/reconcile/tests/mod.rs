@@ -177,13 +177,17 @@ impl World {
         panic!("never: {what}; pods {:?}, ready {:?}", self.names(PODS), self.ready());
     }
 
-    /// Waits until nothing has been written for a while.
+    /// Waits until nothing has been written for a while, before looking at what did not happen.
     async fn rest(&self) {
         let mut last = 0;
-        while last != self.objects.store().revision() {
+        for _ in 0..200 {
+            if last == self.objects.store().revision() {
+                return;
+            }
             last = self.objects.store().revision();
-            tokio::time::sleep(Duration::from_millis(150)).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
+        panic!("never at rest");
     }
 }
 

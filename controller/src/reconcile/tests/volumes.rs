@@ -104,3 +104,25 @@ async fn a_bound_claim_whose_volume_is_gone_is_lost() {
     world.change(VOLUMES, "disk", |v| v["metadata"]["finalizers"] = json!([])).await;
     world.until("it is lost", |w| phase(&w.get(CLAIMS, "mine")) == "Lost").await;
 }
+
+#[tokio::test]
+async fn a_pod_removed_by_force_keeps_its_claims_until_its_host_says_it_has_stopped() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 1)).await;
+    world.until("web-0 is ready", |w| w.ready() == ["web-0"]).await;
+    let pod = world.get(PODS, "web-0");
+    let identity = Key::new("identities.berth.dev", "default", "web-0");
+    let record = json!({"metadata": {}, "uid": object::uid(&pod), "node": "a", "epoch": 1});
+    let store = world.objects.store();
+    store.commit(Transaction::new().put(identity.clone(), record)).await.unwrap();
+    world.scale("web", 0).await;
+    world.until("no pod", |w| w.names(PODS).is_empty()).await;
+    world.delete(CLAIMS, "data-web-0", None).await;
+    world.rest().await;
+    assert_eq!(world.names(CLAIMS), ["data-web-0"]);
+    assert!(world.hosts.removed.lock().unwrap().is_empty());
+    store.commit(Transaction::new().delete(identity)).await.unwrap();
+    world
+        .until("claim and volume are gone", |w| w.names(CLAIMS).is_empty() && w.names(VOLUMES).is_empty())
+        .await;
+}
