@@ -200,3 +200,6 @@ pub fn by_resource(group: &str, version: &str, plural: &str) -> Option<&'static 
 pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static Kind> {
     ALL.iter().copied().find(|k| k.kind == kind && k.api_version() == api_version)
 }
+
+#[cfg(test)]
+mod tests;

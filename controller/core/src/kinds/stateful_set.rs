@@ -1,6 +1,30 @@
-//! StatefulSet.
+//! StatefulSet: pods with lasting names, and the claims that go with them.
 
-use super::{Kind, NameRule, Subresource};
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::check::{
+    self, At, Errors, Unique, invalid_each, label_name, nonnegative, one_of, only_supported, same,
+};
+use super::columns::{self, each_container, text};
+use super::{Kind, NameRule, Subresource, default, names, persistent_volume_claim, pod_spec};
+use crate::field::FieldError;
+use crate::selector::Selector;
+
+/// What an update may change.
+const MUTABLE: [&str; 7] = [
+    "replicas",
+    "ordinals",
+    "template",
+    "updateStrategy",
+    "revisionHistoryLimit",
+    "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds",
+];
+
+/// The longest name whose pods can carry `controller-revision-hash=<name>-<hash>`, a label of at most 63.
+const MAX_NAME: usize = 52;
 
 pub static STATEFUL_SET: Kind = Kind {
     group: "apps",
@@ -14,5 +38,348 @@ pub static STATEFUL_SET: Kind = Kind {
     name_rule: NameRule::Label,
     has_status: true,
     has_generation: true,
+    default: defaults,
+    prepare_create: |set| {
+        if let Some(set) = set.as_object_mut() {
+            set.insert("status".into(), json!({"replicas": 0, "availableReplicas": 0}));
+        }
+    },
+    validate: |set| {
+        let mut errors = Errors::from_iter(name(&At::root(set).get("metadata").get("name")));
+        errors.extend(validate_spec(&At::root(set).get("spec")));
+        errors
+    },
+    validate_update,
+    columns: &[
+        columns::NAME,
+        text("Ready", "Pods that are ready, and pods that are wanted.", |set, _| {
+            let ready = set["status"]["readyReplicas"].as_i64().unwrap_or_default();
+            format!("{ready}/{}", set["spec"]["replicas"].as_i64().unwrap_or_default()).into()
+        }),
+        columns::AGE,
+        text("Containers", "Names of the template's containers.", |set, _| {
+            each_container(&set["spec"]["template"]["spec"]["containers"], "name")
+        })
+        .wide(),
+        text("Images", "Images of the template's containers.", |set, _| {
+            each_container(&set["spec"]["template"]["spec"]["containers"], "image")
+        })
+        .wide(),
+    ],
     ..Kind::COMMON
 };
+
+fn defaults(set: &mut Value) {
+    let spec = default::map(set, "spec");
+    default::if_absent(spec, "replicas", 1);
+    default::if_zero(spec, "podManagementPolicy", "OrderedReady");
+    default::if_absent(spec, "revisionHistoryLimit", 10);
+
+    let retention = default::map(spec, "persistentVolumeClaimRetentionPolicy");
+    default::if_zero(retention, "whenDeleted", "Retain");
+    default::if_zero(retention, "whenScaled", "Retain");
+
+    let strategy = default::map(spec, "updateStrategy");
+    if check::is_zero(&strategy["type"]) {
+        default::if_zero(strategy, "type", "RollingUpdate");
+        default::empty_map(strategy, "rollingUpdate");
+    }
+    if strategy["type"] == "RollingUpdate"
+        && let Some(rolling) = default::existing(strategy, "rollingUpdate")
+    {
+        default::if_absent(rolling, "partition", 0);
+    }
+
+    pod_spec::defaults::template(default::map(default::map(spec, "template"), "spec"));
+    for claim in default::each(spec, "volumeClaimTemplates") {
+        default::if_zero(claim, "apiVersion", "v1");
+        default::if_zero(claim, "kind", "PersistentVolumeClaim");
+        persistent_volume_claim::defaults(claim);
+    }
+}
+
+/// How the generic rule's 63 fall short of what the pods' labels need.
+fn name(at: &At) -> Option<FieldError> {
+    let long = (MAX_NAME + 1..=63).contains(&at.len());
+    long.then(|| {
+        at.invalid(format!(
+            "must be no more than {MAX_NAME} bytes: its pods carry the label controller-revision-hash=<name>-<hash>"
+        ))
+    })
+}
+
+fn validate_spec(spec: &At) -> Errors {
+    let mut errors = Errors::new();
+    let policy = spec.get("podManagementPolicy");
+    if !matches!(policy.str(), "OrderedReady" | "Parallel") {
+        errors.push(policy.invalid("must be 'OrderedReady' or 'Parallel'"));
+    }
+    errors.extend(update_strategy(&spec.get("updateStrategy")));
+    let retention = spec.get("persistentVolumeClaimRetentionPolicy");
+    for field in ["whenDeleted", "whenScaled"] {
+        errors.extend(one_of(&retention.get(field), &["Retain", "Delete"]));
+    }
+    errors.extend(nonnegative(&spec.get("replicas")));
+    errors.extend(nonnegative(&spec.get("minReadySeconds")));
+    errors.extend(nonnegative(&spec.get("ordinals").get("start")));
+    errors.extend(nonnegative(&spec.get("revisionHistoryLimit")));
+    let service = spec.get("serviceName");
+    if !service.str().is_empty() {
+        errors.extend(invalid_each(&service, names::label(service.str())));
+    }
+
+    let (selector, template) = (spec.get("selector"), spec.get("template"));
+    if selector.is_null() {
+        errors.push(selector.required(""));
+    } else {
+        errors.extend(check::label_selector(&selector));
+        if selector.get("matchLabels").is_empty() && selector.get("matchExpressions").is_empty() {
+            errors.push(selector.invalid("empty selector is invalid for statefulset"));
+        } else if let Ok(selector) = Selector::from_object(selector.value) {
+            let labels = template.get("metadata").get("labels");
+            if !selector.matches(labels.value) {
+                let shown = if labels.is_null() { json!({}) } else { labels.value.clone() };
+                errors.push(FieldError::invalid(
+                    &labels.path,
+                    shown,
+                    "`selector` does not match template `labels`",
+                ));
+            }
+        }
+    }
+    let meta = template.get("metadata");
+    errors.extend(check::labels(&meta.get("labels")));
+    errors.extend(check::annotations(&meta.get("annotations")));
+
+    let (claims, wrong) = claim_templates(&spec.get("volumeClaimTemplates"));
+    errors.extend(wrong);
+    let pod = template.get("spec");
+    errors.extend(pod_spec::validate(&pod, &claims));
+    let restart = pod.get("restartPolicy");
+    if matches!(restart.str(), "OnFailure" | "Never") {
+        errors.push(restart.not_supported(&["Always"]));
+    }
+    errors
+}
+
+fn update_strategy(at: &At) -> Errors {
+    let rolling = at.get("rollingUpdate");
+    match at.get("type").str() {
+        "OnDelete" if rolling.is_set() => {
+            vec![rolling.invalid("only allowed for updateStrategy 'RollingUpdate'")]
+        }
+        "OnDelete" => Errors::new(),
+        "RollingUpdate" => {
+            let mut errors: Errors = nonnegative(&rolling.get("partition")).into_iter().collect();
+            // One at a time is what nothing means; more is not implemented.
+            let at_once = rolling.get("maxUnavailable");
+            let known: &[&str] =
+                if at_once.int() == Some(1) { &["partition", "maxUnavailable"] } else { &["partition"] };
+            errors.extend(only_supported(&rolling, known));
+            errors
+        }
+        _ => vec![at.invalid("must be 'RollingUpdate' or 'OnDelete'")],
+    }
+}
+
+/// The names of the claim templates, which containers may mount, and what is wrong with them.
+fn claim_templates<'a>(at: &At<'a>) -> (BTreeSet<&'a str>, Errors) {
+    let mut errors = Errors::new();
+    let mut claims = BTreeSet::new();
+    let mut unique = Unique::default();
+    for claim in at.items() {
+        let name = claim.get("metadata").get("name");
+        // The volume in the pod has the claim's name, so the stricter rule of volumes holds.
+        errors.extend(label_name(&name));
+        errors.extend(unique.check(&name));
+        errors.extend(check::labels(&claim.get("metadata").get("labels")));
+        errors.extend(check::annotations(&claim.get("metadata").get("annotations")));
+        errors.extend(persistent_volume_claim::validate_spec(&claim.get("spec")));
+        claims.insert(name.str());
+    }
+    (claims, errors)
+}
+
+fn validate_update(old: &Value, new: &Value) -> Errors {
+    let (old, new) = (At::root(old).get("spec"), At::root(new).get("spec"));
+    let fixed = |spec: &At| {
+        let mut spec = spec.value.clone();
+        if let Some(spec) = spec.as_object_mut() {
+            spec.retain(|field, _| !MUTABLE.contains(&field.as_str()));
+        }
+        spec
+    };
+    if same(&fixed(&old), &fixed(&new)) {
+        return Errors::new();
+    }
+    vec![new.forbidden(
+        "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', \
+         'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+    )]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(change: impl Fn(&mut Value)) -> Value {
+        let mut set = json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "web", "namespace": "default"},
+            "spec": {
+                "serviceName": "nginx", "replicas": 3, "selector": {"matchLabels": {"app": "nginx"}},
+                "template": {
+                    "metadata": {"labels": {"app": "nginx"}},
+                    "spec": {"containers": [{"name": "nginx", "image": "nginx",
+                        "ports": [{"containerPort": 80, "name": "web"}],
+                        "volumeMounts": [{"name": "www", "mountPath": "/usr/share/nginx/html"}]}]},
+                },
+                "volumeClaimTemplates": [{"metadata": {"name": "www"}, "spec": {
+                    "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}],
+            },
+        });
+        change(&mut set);
+        defaults(&mut set);
+        set
+    }
+
+    fn errors(change: impl Fn(&mut Value)) -> Vec<String> {
+        (STATEFUL_SET.validate)(&set(change)).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_set_gets_kubernetes_defaults() {
+        let set = set(|s| {
+            s["spec"].as_object_mut().unwrap().remove("replicas");
+        });
+        let spec = &set["spec"];
+        assert_eq!(spec["replicas"], 1);
+        assert_eq!(spec["podManagementPolicy"], "OrderedReady");
+        assert_eq!(
+            spec["updateStrategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}})
+        );
+        assert_eq!(spec["revisionHistoryLimit"], 10);
+        assert_eq!(
+            spec["persistentVolumeClaimRetentionPolicy"],
+            json!({"whenDeleted": "Retain", "whenScaled": "Retain"})
+        );
+        let claim = &spec["volumeClaimTemplates"][0];
+        assert_eq!(
+            (&claim["kind"], &claim["status"]),
+            (&json!("PersistentVolumeClaim"), &json!({"phase": "Pending"}))
+        );
+        assert_eq!(spec["template"]["spec"]["restartPolicy"], "Always");
+        assert_eq!(spec["template"]["spec"]["enableServiceLinks"], Value::Null);
+        assert_eq!((STATEFUL_SET.validate)(&set), []);
+    }
+
+    #[test]
+    fn a_rolling_update_without_a_partition_stays_without() {
+        let set = set(|s| s["spec"]["updateStrategy"] = json!({"type": "RollingUpdate"}));
+        assert_eq!(set["spec"]["updateStrategy"], json!({"type": "RollingUpdate"}));
+    }
+
+    #[test]
+    fn replicas_are_not_negative() {
+        assert_eq!(
+            errors(|s| s["spec"]["replicas"] = json!(-1)),
+            ["spec.replicas: Invalid value: -1: must be greater than or equal to 0"]
+        );
+    }
+
+    #[test]
+    fn the_selector_must_match_the_template() {
+        assert_eq!(
+            errors(|s| s["spec"]["template"]["metadata"]["labels"]["app"] = "other".into()),
+            [
+                r#"spec.template.metadata.labels: Invalid value: {"app":"other"}: `selector` does not match template `labels`"#
+            ]
+        );
+        assert_eq!(errors(|s| s["spec"]["selector"] = Value::Null), ["spec.selector: Required value"]);
+        assert_eq!(
+            errors(|s| s["spec"]["selector"] = json!({})),
+            ["spec.selector: Invalid value: {}: empty selector is invalid for statefulset"]
+        );
+    }
+
+    #[test]
+    fn a_container_may_mount_a_claim_and_nothing_unknown() {
+        assert_eq!(
+            errors(|s| s["spec"]["volumeClaimTemplates"] = json!([])),
+            [r#"spec.template.spec.containers[0].volumeMounts[0].name: Not found: "www""#]
+        );
+    }
+
+    #[test]
+    fn faults_of_templates_are_named_where_they_are() {
+        assert_eq!(
+            errors(|s| s["spec"]["volumeClaimTemplates"][0]["spec"]["accessModes"] = json!([])),
+            [
+                "spec.volumeClaimTemplates[0].spec.accessModes: Required value: at least 1 access mode is required"
+            ]
+        );
+        let volume = json!({"name": "v", "emptyDir": {}});
+        assert_eq!(
+            errors(|s| s["spec"]["template"]["spec"]["volumes"] = json!([volume, volume])),
+            [r#"spec.template.spec.volumes[1].name: Duplicate value: "v""#]
+        );
+        assert_eq!(
+            errors(|s| s["spec"]["template"]["spec"]["restartPolicy"] = "Never".into()),
+            [r#"spec.template.spec.restartPolicy: Unsupported value: "Never": supported values: "Always""#]
+        );
+        assert_eq!(
+            errors(|s| s["spec"]["podManagementPolicy"] = "Random".into()),
+            [r#"spec.podManagementPolicy: Invalid value: "Random": must be 'OrderedReady' or 'Parallel'"#]
+        );
+        assert_eq!(
+            errors(|s| s["spec"]["updateStrategy"] = json!({"rollingUpdate": {"maxUnavailable": 2}})),
+            ["spec.updateStrategy.rollingUpdate.maxUnavailable: Forbidden: not supported by Berth yet"]
+        );
+    }
+
+    #[test]
+    fn a_name_leaves_room_for_the_revision_in_its_pods_labels() {
+        assert!(errors(|s| s["metadata"]["name"] = "a".repeat(52).into()).is_empty());
+        assert!(
+            errors(|s| s["metadata"]["name"] = "a".repeat(53).into())[0].contains("no more than 52 bytes")
+        );
+    }
+
+    #[test]
+    fn only_what_may_change_changes() {
+        let old = set(|_| {});
+        for fine in [
+            |s: &mut Value| s["spec"]["replicas"] = json!(5),
+            |s: &mut Value| s["spec"]["template"]["spec"]["containers"][0]["image"] = "nginx:2".into(),
+            |s: &mut Value| s["spec"]["minReadySeconds"] = json!(3),
+            |s: &mut Value| s["spec"]["ordinals"] = json!({"start": 2}),
+            |s: &mut Value| s["spec"]["updateStrategy"]["type"] = "OnDelete".into(),
+        ] {
+            assert_eq!(validate_update(&old, &set(fine)), []);
+        }
+        for fixed in [
+            |s: &mut Value| s["spec"]["serviceName"] = "other".into(),
+            |s: &mut Value| s["spec"]["podManagementPolicy"] = "Parallel".into(),
+            |s: &mut Value| s["spec"]["selector"]["matchLabels"]["x"] = "y".into(),
+            |s: &mut Value| {
+                s["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] =
+                    "2Gi".into()
+            },
+        ] {
+            assert_eq!(
+                validate_update(&old, &set(fixed))[0].to_string(),
+                "spec: Forbidden: updates to statefulset spec for fields other than 'replicas', 'ordinals', \
+                 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and \
+                 'minReadySeconds' are forbidden"
+            );
+        }
+    }
+
+    #[test]
+    fn the_row_shows_ready_over_wanted() {
+        let mut set = set(|_| {});
+        set["status"] = json!({"readyReplicas": 2});
+        let cell = |i: usize| (STATEFUL_SET.columns[i].cell)(&set, jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!((cell(1), cell(3), cell(4)), (json!("2/3"), json!("nginx"), json!("nginx")));
+    }
+}
