@@ -103,6 +103,7 @@ struct Tag {
     list: String,
     go: String,
     values: String,
+    via: String,
 }
 
 fn parse_tags(text: &str) -> BTreeMap<(String, String), Tag> {
@@ -130,6 +131,7 @@ fn parse_tags(text: &str) -> BTreeMap<(String, String), Tag> {
                 "map" => tag.list = word.to_owned(),
                 "go" => tag.go = value.to_owned(),
                 "enum" => tag.values = value.to_owned(),
+                "via" => tag.via = value.to_owned(),
                 _ => panic!("tags.txt: {owner}.{field}: {word:?} is no tag"),
             }
         }
@@ -197,6 +199,7 @@ impl Table {
         self.string(&tag.go, out);
         self.string(&tag.list, out);
         self.string(&tag.values, out);
+        self.string(&tag.via, out);
         let shape = self.shape(owner, property);
         out.extend(shape.to_le_bytes());
         let mut flags = tag.flags;

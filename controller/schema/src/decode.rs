@@ -260,8 +260,8 @@ impl<'s> Decoder<'s> {
             Shape::Int32 | Shape::Int64 | Shape::Number | Shape::IntOrString => 0.into(),
             Shape::Quantity => "0".into(),
             Shape::Type(_) => Value::Object(Map::new()),
-            Shape::Time | Shape::MicroTime | Shape::Bytes | Shape::Free => Value::Null,
-            Shape::List(_) | Shape::Map(_) => Value::Null,
+            Shape::Bytes => "".into(),
+            Shape::Time | Shape::MicroTime | Shape::Free | Shape::List(_) | Shape::Map(_) => Value::Null,
         }
     }
 }
@@ -373,9 +373,11 @@ impl Seed<'_, '_> {
             }
             let length = d.problems.enter(field.name);
             d.owner = short;
+            let depth = d.stack.len();
+            d.stack.extend(Some(field.via).filter(|via| !via.is_empty()));
             d.stack.push(field.name);
             let value = map.next_value_seed(Seed { decoder: &mut *d, shape: field.shape, go: field.go })?;
-            d.stack.pop();
+            d.stack.truncate(depth);
             d.owner = outer;
             d.problems.leave(length);
             match value.filter(|v| !left_out(&field, v)) {

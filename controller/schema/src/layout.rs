@@ -14,15 +14,16 @@ pub const TYPE_LEAF: usize = 12;
 pub const TYPE_FIRST: usize = 13;
 pub const TYPE_COUNT: usize = 15;
 
-/// Strings: name, description, merge key, Go type, list type, enum; shape: u16; flags: u8.
-pub const FIELD_SIZE: usize = 6 * 6 + 2 + 1;
+/// Strings: name, description, merge key, Go type, list type, enum, embedded struct; shape: u16; flags: u8.
+pub const FIELD_SIZE: usize = 7 * 6 + 2 + 1;
 pub const FIELD_DESCRIPTION: usize = 6;
 pub const FIELD_MERGE_KEY: usize = 12;
 pub const FIELD_GO: usize = 18;
 pub const FIELD_LIST: usize = 24;
 pub const FIELD_ENUM: usize = 30;
-pub const FIELD_SHAPE: usize = 36;
-pub const FIELD_FLAGS: usize = 38;
+pub const FIELD_VIA: usize = 36;
+pub const FIELD_SHAPE: usize = 42;
+pub const FIELD_FLAGS: usize = 44;
 
 /// Flags of a field.
 pub const REQUIRED: u8 = 1;

@@ -67,7 +67,11 @@ pub struct Field {
     /// The values of an enumeration, separated by commas; "" if it is none.
     pub values: &'static str,
     pub(crate) shape_id: ShapeId,
+    /// Its Go type, where that does not follow from the shape.
     pub(crate) go: &'static str,
+    /// The struct embedded in its type that has it in Go.
+    pub(crate) via: &'static str,
+    /// `layout::KEEP` and the like.
     pub(crate) flags: u8,
 }
 
@@ -200,6 +204,7 @@ impl Schema {
             values: text(layout::FIELD_ENUM),
             shape_id,
             go: text(layout::FIELD_GO),
+            via: text(layout::FIELD_VIA),
             flags,
         }
     }
