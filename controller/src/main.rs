@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use axum::Router;
-use berth_controller::api::{self, Api, User};
+use berth_controller::api::{self, Api};
 use berth_controller::config::{Given, Settings};
 use berth_controller::control::{self, Control};
 use berth_controller::objects::Objects;
-use berth_controller::pki::{Identity, NODE_GROUP, Pki, ServerNames};
+use berth_controller::pki::{Pki, ServerNames};
 use berth_controller::reconcile::{self, events::Events, first_start};
 use berth_controller::service::{self, EndSignals};
 use berth_controller::store::Store;
@@ -23,7 +23,6 @@ use clap::{Parser, Subcommand};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
-use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -148,7 +147,6 @@ async fn run(settings: Settings) -> Result<()> {
             Api::new(objects, Vec::new(), Router::new()),
             api,
             pki.server_config(&["h2", "http/1.1"])?,
-            Arc::new(user),
             stop.clone(),
         )
         .map(|()| "the API"),
@@ -193,13 +191,6 @@ impl reconcile::Hosts for NoHosts {
 
 /// How long parts may take to end.
 const FAREWELL: Duration = Duration::from_secs(10);
-
-/// Who a verified client certificate speaks for, at the API: agents have no business there.
-fn user(certificate: &CertificateDer<'_>) -> Option<User> {
-    let identity = Identity::of(certificate)?;
-    let person = !identity.groups.iter().any(|group| group == NODE_GROUP);
-    person.then_some(User { name: identity.user, groups: identity.groups })
-}
 
 /// Takes a port, and says which setting to change if it cannot.
 async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {

@@ -3,6 +3,7 @@
 
 use berth_controller_core::field::{FieldError, Path};
 use berth_controller_core::object;
+use berth_controller_core::selector::Selector;
 use berth_controller_core::status::Status;
 use serde_json::{Value, json};
 
@@ -39,30 +40,9 @@ pub(super) fn write(scale: &Value, object: &mut Value) -> Result<(), Status> {
     Ok(())
 }
 
-/// A label selector as one string, as `labels.Selector.String()` writes it.
+/// A label selector as one string; "" if there is none.
 fn selector(selector: &Value) -> String {
-    let mut parts: Vec<(String, String)> = Vec::new();
-    for (key, value) in selector["matchLabels"].as_object().into_iter().flatten() {
-        parts.push((key.clone(), format!("{key}={}", value.as_str().unwrap_or_default())));
-    }
-    for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
-        let key = expression["key"].as_str().unwrap_or_default();
-        let mut values: Vec<&str> =
-            expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        values.sort_unstable();
-        let values = values.join(",");
-        parts.push((
-            key.to_owned(),
-            match expression["operator"].as_str().unwrap_or_default() {
-                "In" => format!("{key} in ({values})"),
-                "NotIn" => format!("{key} notin ({values})"),
-                "DoesNotExist" => format!("!{key}"),
-                _ => key.to_owned(),
-            },
-        ));
-    }
-    parts.sort();
-    parts.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(",")
+    Selector::from_object(selector).map(|s| s.to_string()).unwrap_or_default()
 }
 
 #[cfg(test)]
