@@ -57,9 +57,12 @@ impl Status {
         Status::new(500, "InternalError", format!("Internal error occurred: {}", message.into()))
     }
 
-    /// `kind` and `group` as in the object (`StatefulSet`, `apps`); `errors` must not be empty.
+    /// `kind` and `group` as in the object (`StatefulSet`, `apps`); `errors` must not be empty. What is said
+    /// twice (the rules for new objects hold for changed ones too) is told once.
     pub fn invalid(kind: &str, group: &str, name: &str, errors: &[FieldError]) -> Status {
-        let texts: Vec<String> = errors.iter().map(FieldError::to_string).collect();
+        let mut seen = std::collections::BTreeSet::new();
+        let errors: Vec<&FieldError> = errors.iter().filter(|e| seen.insert(e.to_string())).collect();
+        let texts: Vec<String> = errors.iter().map(|e| e.to_string()).collect();
         let list = if texts.len() == 1 { texts[0].clone() } else { format!("[{}]", texts.join(", ")) };
         let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
         let causes: Vec<Value> = errors
@@ -93,5 +96,26 @@ impl Status {
             body["details"] = self.details.clone();
         }
         body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::field::Path;
+
+    #[test]
+    fn an_invalid_object_names_each_fault_once() {
+        let replicas = Path::new("spec").child("replicas");
+        let negative = FieldError::invalid(&replicas, -1, "must be greater than or equal to 0");
+        let selector = FieldError::required(&Path::new("spec").child("selector"), "");
+        let status = Status::invalid("StatefulSet", "apps", "web", &[negative.clone(), selector, negative]);
+        assert_eq!(
+            status.message,
+            "StatefulSet.apps \"web\" is invalid: [spec.replicas: Invalid value: -1: must be greater than or equal \
+             to 0, spec.selector: Required value]"
+        );
+        assert_eq!(status.details["causes"].as_array().map(Vec::len), Some(2));
+        assert_eq!(status.to_json()["code"], 422);
     }
 }

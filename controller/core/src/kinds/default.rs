@@ -48,6 +48,16 @@ pub fn empty_map(value: &mut Value, field: &str) {
     if_absent(value, field, Map::new());
 }
 
+/// Makes `to.<field>` what `from.<field>` is: also absent.
+pub fn copy(from: &Value, to: &mut Value, field: &str) {
+    if let Some(to) = to.as_object_mut() {
+        match from.get(field).filter(|v| !v.is_null()) {
+            Some(value) => to.insert(field.to_owned(), value.clone()),
+            None => to.remove(field),
+        };
+    }
+}
+
 /// Writes every quantity in the map `value.<field>` canonically (`1024Mi` as `1Gi`). What is no quantity stays
 /// as it is, for validation to name.
 pub fn quantities(value: &mut Value, field: &str) {

@@ -44,7 +44,7 @@ pub struct Kind {
     pub namespaced: bool,
     /// The type's name in Kubernetes' OpenAPI, e.g. `io.k8s.api.apps.v1.StatefulSet`.
     pub schema: &'static str,
-    /// False: served under get/list/watch/delete only by the controller's own hand (none yet).
+    /// What can be read, written or done besides the whole object.
     pub subresources: &'static [Subresource],
     /// How a name must look.
     pub name_rule: NameRule,
@@ -60,9 +60,9 @@ pub struct Kind {
     pub validate: fn(&Value) -> Vec<FieldError>,
     /// What may not change, given (old, new); runs after `validate` accepted `new`.
     pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
-    /// Whether status is apart from the rest: kept on writes of the object, and written alone through the
-    /// status subresource. What a new object's status is, `prepare_create` says (a Node keeps the one it
-    /// came with). False: the whole object is one (ConfigMap, Secret...).
+    /// Whether status is apart from the rest: dropped on create (`prepare_create` puts the first one in), kept
+    /// on writes of the object, and written alone through the status subresource. False: the whole object is
+    /// one (ConfigMap, Secret...).
     pub has_status: bool,
     /// Whether a change of `spec` counts up `metadata.generation` (Pod, StatefulSet; not what Kubernetes
     /// leaves without one, such as Service or Node).

@@ -42,12 +42,7 @@ pub static NAMESPACE: Kind = Kind {
         }
     },
     // Only the finalize subresource writes the finalizers.
-    prepare_update: |old, new| {
-        let finalizers = old["spec"]["finalizers"].clone();
-        if let Some(spec) = default::map(new, "spec").as_object_mut() {
-            spec.insert("finalizers".into(), finalizers);
-        }
-    },
+    prepare_update: |old, new| default::copy(&old["spec"], default::map(new, "spec"), "finalizers"),
     validate: |namespace| {
         let finalizers = At::root(namespace).get("spec").get("finalizers");
         let wrong = |f: At| invalid_each(&f, names::qualified(f.str()));

@@ -103,7 +103,7 @@ fn keep_address(old: &Value, new: &mut Value) {
     let spec = default::map(new, "spec");
     if check::is_zero(&spec["clusterIP"]) && !check::is_zero(&old["spec"]["clusterIP"]) {
         for field in ["clusterIP", "clusterIPs"] {
-            spec[field] = old["spec"][field].clone();
+            default::copy(&old["spec"], spec, field);
         }
     }
 }
