@@ -260,6 +260,24 @@ pub fn reclaim(volume: &Value, provisioners: &Provisioners) -> Reclaim {
     }
 }
 
+/// The volume of a bound claim with the size that the claim asks for by now, if that is more and its class
+/// allows it. A directory has no size of its own: nothing else is to be done.
+pub fn grown(claim: &Value, volume: &Value, storage: &Storage) -> Option<Value> {
+    let class = storage.classes.iter().copied().find(|c| object::name(c) == class_name(claim))?;
+    let made_here = storage.provisioners.get(object::annotation(volume, PROVISIONED_BY)?).is_some();
+    if !made_here || class["allowVolumeExpansion"] != true {
+        return None;
+    }
+    let requested = &claim["spec"]["resources"]["requests"]["storage"];
+    let capacity = Quantity::of(&volume["spec"]["capacity"]["storage"]).ok()?;
+    if Quantity::of(requested).ok()? <= capacity {
+        return None;
+    }
+    let mut volume = volume.clone();
+    volume["spec"]["capacity"]["storage"] = requested.clone();
+    Some(volume)
+}
+
 fn standing_of_named(claim: &Value, wanted: &str, storage: &Storage) -> Standing {
     let Some(volume) = storage.volumes.iter().copied().find(|v| object::name(v) == wanted) else {
         if object::annotation(claim, BIND_COMPLETED).is_some() {
@@ -646,6 +664,20 @@ mod tests {
     fn a_bound_claim_whose_volume_is_gone_is_lost() {
         let made = bound_on(&claim(json!({})), "a", &[], &[local_class()]).unwrap();
         assert!(matches!(stands(&made.claim, &[], &[local_class()]), Standing::Lost { .. }));
+    }
+
+    #[test]
+    fn a_larger_request_grows_the_volume_if_its_class_allows_it() {
+        let made = bound_on(&claim(json!({})), "a", &[], &[local_class()]).unwrap();
+        let mut larger = made.claim.clone();
+        larger["spec"]["resources"]["requests"]["storage"] = "2Gi".into();
+        let grown = |claim: &Value, class: &Value| {
+            let storage = Storage { volumes: &[], classes: &[class], provisioners: &provisioners() };
+            super::grown(claim, &made.volume, &storage).map(|v| v["spec"]["capacity"]["storage"].clone())
+        };
+        assert_eq!(grown(&larger, &local_class()), Some(json!("2Gi")));
+        assert_eq!(grown(&made.claim, &local_class()), None);
+        assert_eq!(grown(&larger, &class("local", "bdqn", "Immediate")), None);
     }
 
     #[test]

@@ -212,6 +212,12 @@ async fn carry_out(context: &Context, set: &Set, stored: &Object, value: Value, 
     for change in changes {
         apply_change(context, set, change).await?;
     }
+    let home = context.objects.store().get(&Key::new("namespaces", "", set.namespace.as_str()));
+    if home.is_none_or(|namespace| namespace.meta.deleting) {
+        // All of it goes soon, the set too.
+        write_status(context, stored, &value, &plan.status_without_creations).await?;
+        return Ok(Next::Event);
+    }
     let mut first_error: Option<Box<dyn std::error::Error + Send + Sync>> = None;
     if let Err(error) = create(context, &about, stored, &value, creations, &plan.status).await {
         // What cannot be created must not keep the status from being told, nor pods from being deleted.

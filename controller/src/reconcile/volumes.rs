@@ -255,9 +255,22 @@ async fn claim(context: &Context, namespace: &str, name: &str) -> Outcome {
     };
     let phase = value["status"]["phase"].as_str().unwrap_or_default().to_owned();
     match standing {
-        Standing::Bound { .. } => {
-            if grow(&mut value, &shelf) {
-                put(store, &stored, value).await?;
+        Standing::Bound { volume } => {
+            let Some(held) = shelf.volumes.iter().find(|v| object::name(v) == volume) else {
+                return Ok(Next::Event);
+            };
+            let grown = shelf.with(&context.provisioners, |storage| claims::grown(&value, held, storage));
+            let mut transaction = Transaction::new().unchanged(stored.key.clone(), stored.revision);
+            if let Some(grown) = &grown {
+                let key = key(VOLUMES, "", &volume);
+                transaction = transaction.unchanged(key.clone(), object_revision(held)).put(key, grown.clone());
+            }
+            // A bound claim shows its volume's capacity and access modes.
+            let held = grown.as_ref().unwrap_or(held);
+            value["status"]["capacity"] = held["spec"]["capacity"].clone();
+            value["status"]["accessModes"] = held["spec"]["accessModes"].clone();
+            if grown.is_some() || value["status"] != stored.value()["status"] {
+                store.commit(transaction.put(stored.key.clone(), value)).await?;
             }
         }
         Standing::Now(binding) => {
@@ -306,18 +319,6 @@ async fn claim(context: &Context, namespace: &str, name: &str) -> Outcome {
 fn mentioned_by_pod(store: &Store, namespace: &str, claim: &str) -> bool {
     let quoted = format!("\"claimName\":\"{claim}\"");
     store.list(&Scope::namespaced("pods", namespace)).objects.iter().any(|pod| mentions(pod, &quoted))
-}
-
-/// A bound claim shows its volume's capacity and access modes.
-fn grow(claim: &mut Value, shelf: &Shelf) -> bool {
-    let Some(volume) = shelf.volumes.iter().find(|v| v["metadata"]["name"] == claim["spec"]["volumeName"])
-    else {
-        return false;
-    };
-    let before = claim["status"].clone();
-    claim["status"]["capacity"] = volume["spec"]["capacity"].clone();
-    claim["status"]["accessModes"] = volume["spec"]["accessModes"].clone();
-    claim["status"] != before
 }
 
 async fn volume(context: &Context, name: &str) -> Outcome {

@@ -126,3 +126,16 @@ async fn a_pod_removed_by_force_keeps_its_claims_until_its_host_says_it_has_stop
         .until("claim and volume are gone", |w| w.names(CLAIMS).is_empty() && w.names(VOLUMES).is_empty())
         .await;
 }
+
+#[tokio::test]
+async fn a_claim_that_asks_for_more_gets_it() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 1)).await;
+    world.until("web-0 is ready", |w| w.ready() == ["web-0"]).await;
+    let more = |claim: &mut Value| claim["spec"]["resources"]["requests"]["storage"] = "3Gi".into();
+    world.change(CLAIMS, "data-web-0", more).await;
+    world
+        .until("it has more", |w| w.get(CLAIMS, "data-web-0")["status"]["capacity"]["storage"] == "3Gi")
+        .await;
+    assert_eq!(world.get(VOLUMES, &world.names(VOLUMES)[0])["spec"]["capacity"]["storage"], "3Gi");
+}
