@@ -260,22 +260,36 @@ pub fn reclaim(volume: &Value, provisioners: &Provisioners) -> Reclaim {
     }
 }
 
-/// The volume of a bound claim with the size that the claim asks for by now, if that is more and its class
-/// allows it. A directory has no size of its own: nothing else is to be done.
-pub fn grown(claim: &Value, volume: &Value, storage: &Storage) -> Option<Value> {
-    let class = storage.classes.iter().copied().find(|c| object::name(c) == class_name(claim))?;
-    let made_here = storage.provisioners.get(object::annotation(volume, PROVISIONED_BY)?).is_some();
-    if !made_here || class["allowVolumeExpansion"] != true {
-        return None;
-    }
+/// What becomes of a bound claim's wish for more. A directory has no size of its own: only what the volume
+/// says of itself grows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Growth {
+    /// It asks for no more than it has.
+    None,
+    /// The volume as it is to be.
+    To(Box<Value>),
+    /// Its class does not allow it.
+    Refused(String),
+}
+
+/// Whether the volume of a bound claim is to grow.
+pub fn growth(claim: &Value, volume: &Value, storage: &Storage) -> Growth {
     let requested = &claim["spec"]["resources"]["requests"]["storage"];
-    let capacity = Quantity::of(&volume["spec"]["capacity"]["storage"]).ok()?;
-    if Quantity::of(requested).ok()? <= capacity {
-        return None;
+    if Quantity::or_zero(requested) <= Quantity::or_zero(&volume["spec"]["capacity"]["storage"]) {
+        return Growth::None;
+    }
+    let class = storage.classes.iter().copied().find(|c| object::name(c) == class_name(claim));
+    let made_here =
+        object::annotation(volume, PROVISIONED_BY).is_some_and(|p| storage.provisioners.get(p).is_some());
+    if !made_here || class.is_none_or(|c| c["allowVolumeExpansion"] != true) {
+        return Growth::Refused(format!(
+            "the volume stays as it is: storage class {:?} does not set allowVolumeExpansion",
+            class_name(claim)
+        ));
     }
     let mut volume = volume.clone();
     volume["spec"]["capacity"]["storage"] = requested.clone();
-    Some(volume)
+    Growth::To(Box::new(volume))
 }
 
 fn standing_of_named(claim: &Value, wanted: &str, storage: &Storage) -> Standing {
@@ -673,11 +687,16 @@ mod tests {
         larger["spec"]["resources"]["requests"]["storage"] = "2Gi".into();
         let grown = |claim: &Value, class: &Value| {
             let storage = Storage { volumes: &[], classes: &[class], provisioners: &provisioners() };
-            super::grown(claim, &made.volume, &storage).map(|v| v["spec"]["capacity"]["storage"].clone())
+            match growth(claim, &made.volume, &storage) {
+                Growth::To(volume) => volume["spec"]["capacity"]["storage"].clone(),
+                other => format!("{other:?}").into(),
+            }
         };
-        assert_eq!(grown(&larger, &local_class()), Some(json!("2Gi")));
-        assert_eq!(grown(&made.claim, &local_class()), None);
-        assert_eq!(grown(&larger, &class("local", "bdqn", "Immediate")), None);
+        assert_eq!(grown(&larger, &local_class()), "2Gi");
+        assert_eq!(grown(&made.claim, &local_class()), "None");
+        assert!(
+            grown(&larger, &class("local", "bdqn", "Immediate")).as_str().unwrap().starts_with("Refused")
+        );
     }
 
     #[test]

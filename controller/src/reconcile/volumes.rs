@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use berth_controller_core::claims::{self, Binding, Provisioners, Reclaim, Standing, Storage};
+use berth_controller_core::claims::{self, Binding, Growth, Provisioners, Reclaim, Standing, Storage};
 use berth_controller_core::identity;
 use berth_controller_core::kinds::{self, Kind};
 use berth_controller_core::object;
@@ -259,11 +259,20 @@ async fn claim(context: &Context, namespace: &str, name: &str) -> Outcome {
             let Some(held) = shelf.volumes.iter().find(|v| object::name(v) == volume) else {
                 return Ok(Next::Event);
             };
-            let grown = shelf.with(&context.provisioners, |storage| claims::grown(&value, held, storage));
+            let growth = shelf.with(&context.provisioners, |storage| claims::growth(&value, held, storage));
+            let grown = match growth {
+                Growth::None => None,
+                Growth::To(volume) => Some(*volume),
+                Growth::Refused(why) => {
+                    say(EventType::Warning, "VolumeResizeFailed", &why);
+                    None
+                }
+            };
             let mut transaction = Transaction::new().unchanged(stored.key.clone(), stored.revision);
             if let Some(grown) = &grown {
                 let key = key(VOLUMES, "", &volume);
-                transaction = transaction.unchanged(key.clone(), object_revision(held)).put(key, grown.clone());
+                transaction =
+                    transaction.unchanged(key.clone(), object_revision(held)).put(key, grown.clone());
             }
             // A bound claim shows its volume's capacity and access modes.
             let held = grown.as_ref().unwrap_or(held);

@@ -195,14 +195,15 @@ fn validate_update(old: &Value, new: &Value) -> Errors {
         )));
     } else if before != after {
         let storage = new_at.get("resources").get("requests").get("storage");
-        errors.push(if after < before {
-            storage.forbidden("field can not be less than status.capacity")
-        } else {
-            storage.forbidden(
+        if after < before {
+            errors.push(storage.forbidden("field can not be less than status.capacity"));
+        } else if crate::object::annotation(new, crate::claims::PROVISIONER).is_none() {
+            // Whether its class allows it is not known here; the loop that grows the volume tells.
+            errors.push(storage.forbidden(
                 "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc \
                  must support resize",
-            )
-        });
+            ));
+        }
     }
     errors
 }
