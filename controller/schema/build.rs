@@ -19,6 +19,11 @@ fn main() {
     println!("cargo::rerun-if-changed=src/layout.rs");
     let tags = std::fs::read_to_string("tags.txt").expect("tags.txt is beside build.rs");
     let table = Table::new(definitions(), parse_tags(&tags)).write();
+    // FNV-1a: the documents made from the table change when it does.
+    let hash = table
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+    println!("cargo::rustc-env=TABLE_HASH={hash:016x}");
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     std::fs::write(format!("{out}/table.bin"), table).expect("OUT_DIR is writable");
 }
@@ -61,6 +66,7 @@ fn definitions() -> BTreeMap<String, Value> {
     generator.subschema_for::<autoscaling::v1::Scale>();
     generator.subschema_for::<meta::DeleteOptions>();
     generator.subschema_for::<meta::ListMeta>();
+    generator.subschema_for::<meta::Patch>();
     generator.subschema_for::<meta::Status>();
     generator.subschema_for::<meta::WatchEvent<k8s_openapi::apimachinery::pkg::runtime::RawExtension>>();
 

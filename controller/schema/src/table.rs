@@ -140,7 +140,7 @@ impl Schema {
             layout::TIME => Shape::Time,
             layout::MICRO_TIME => Shape::MicroTime,
             layout::INT_OR_STRING => Shape::IntOrString,
-            _ => Shape::Free,
+            layout::FREE..=u8::MAX => Shape::Free,
         }
     }
 
@@ -157,11 +157,6 @@ impl Schema {
     /// All types, in order of their names.
     pub fn types(&self) -> impl Iterator<Item = TypeId> + '_ {
         (0..self.number_of_types()).map(TypeId)
-    }
-
-    /// The whole table, for whoever wants to know whether it changed.
-    pub(crate) fn bytes(&self) -> &'static [u8] {
-        TABLE
     }
 
     /// The tag of a type that is no struct (Quantity and the like), else [`layout::TYPE`].
