@@ -25,6 +25,9 @@ pub const RESOURCE: &str = "identities.berth.dev";
 /// Where the epoch counter is: this resource, no namespace, the name `epoch`; `{"last": n}`.
 pub const COUNTERS: &str = "counters.berth.dev";
 
+/// Where [`Restore`] is: this resource, no namespace, the name `restore`; absent in normal life.
+pub const RESTORE: &str = "restore.berth.dev";
+
 /// The taint by which a person vouches that a host is down: its records are freed without its report.
 pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
@@ -247,8 +250,7 @@ pub fn out_of_service(node: &Value) -> bool {
     node["spec"]["taints"].as_array().is_some_and(|taints| taints.iter().any(|t| t["key"] == OUT_OF_SERVICE))
 }
 
-/// The state of a controller that was restored from a copy of its store. Kept in the store, at
-/// [`COUNTERS`], name `restore`; absent in normal life.
+/// The state of a controller that was restored from a copy of its store.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Restore {
     /// Nodes whose inventory has not been taken since: until then nothing new is started anywhere.

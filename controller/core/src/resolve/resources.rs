@@ -3,6 +3,8 @@
 use berth_proto::Resources;
 use serde_json::Value;
 
+use crate::quantity::Quantity;
+
 /// What a pod asks for, or a node has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Request {
@@ -96,53 +98,10 @@ pub fn qos_class(pod: &Value) -> &'static str {
 
 /// Thousandths of a quantity, rounded up; 0 for what is none (validation has refused it).
 fn millis(quantity: &Value) -> u64 {
-    scaled(quantity, 1000)
+    u64::try_from(Quantity::or_zero(quantity).milli_value()).unwrap_or(0)
 }
 
 /// A quantity in whole units, rounded up.
 pub fn whole(quantity: &Value) -> u64 {
-    scaled(quantity, 1)
-}
-
-fn scaled(quantity: &Value, scale: i128) -> u64 {
-    let text = match quantity {
-        Value::String(text) => text.clone(),
-        Value::Number(number) => number.to_string(),
-        _ => return 0,
-    };
-    parse(&text, scale).unwrap_or(0)
-}
-
-fn parse(text: &str, scale: i128) -> Option<u64> {
-    let end =
-        text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '+' || c == '-')).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    let (integer, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let mut mantissa: i128 = format!("{integer}{fraction}").parse().ok()?;
-    let mut divisor: i128 = 10i128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-    let power = |base: i128, exponent: u32| base.checked_pow(exponent);
-    match suffix {
-        "" => {}
-        "n" => divisor = divisor.checked_mul(power(10, 9)?)?,
-        "u" => divisor = divisor.checked_mul(power(10, 6)?)?,
-        "m" => divisor = divisor.checked_mul(1000)?,
-        "k" => mantissa = mantissa.checked_mul(1000)?,
-        "M" => mantissa = mantissa.checked_mul(power(10, 6)?)?,
-        "G" => mantissa = mantissa.checked_mul(power(10, 9)?)?,
-        "T" => mantissa = mantissa.checked_mul(power(10, 12)?)?,
-        "P" => mantissa = mantissa.checked_mul(power(10, 15)?)?,
-        "E" => mantissa = mantissa.checked_mul(power(10, 18)?)?,
-        "Ki" => mantissa = mantissa.checked_mul(power(1024, 1)?)?,
-        "Mi" => mantissa = mantissa.checked_mul(power(1024, 2)?)?,
-        "Gi" => mantissa = mantissa.checked_mul(power(1024, 3)?)?,
-        "Ti" => mantissa = mantissa.checked_mul(power(1024, 4)?)?,
-        "Pi" => mantissa = mantissa.checked_mul(power(1024, 5)?)?,
-        "Ei" => mantissa = mantissa.checked_mul(power(1024, 6)?)?,
-        exponent => match exponent.strip_prefix(['e', 'E'])?.parse::<i32>().ok()? {
-            e if e >= 0 => mantissa = mantissa.checked_mul(power(10, e.unsigned_abs())?)?,
-            e => divisor = divisor.checked_mul(power(10, e.unsigned_abs())?)?,
-        },
-    }
-    let scaled = mantissa.checked_mul(scale)?;
-    u64::try_from((scaled + divisor - 1).div_euclid(divisor)).ok()
+    u64::try_from(Quantity::or_zero(quantity).value()).unwrap_or(0)
 }

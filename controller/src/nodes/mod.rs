@@ -1,0 +1,194 @@
+//! The side of the controller that hosts talk to (DESIGN D3, D5): join, one session a node, interactive
+//! streams; and the scheduler, which is the only one to bind a pod to a node.
+//!
+//! What this module must never do: tell a host to start a life that has no identity record, free a record
+//! without its host's word, or hold up one node's session for another's.
+
+mod addresses;
+mod ledger;
+mod node_object;
+mod pod_status;
+mod records;
+mod registration;
+pub mod scheduler;
+mod server;
+mod session;
+mod streams;
+mod world;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use berth_controller_core::claims::Provisioners;
+use berth_proto::controller_message::Message;
+use berth_proto::{ControllerMessage, VolumeOperation};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use addresses::{Range, RangeError};
+
+use crate::objects::Objects;
+use crate::reconcile::events::Events;
+use crate::store::Store;
+
+#[cfg(test)]
+mod tests;
+
+/// What the operator chooses.
+#[derive(Clone, Debug)]
+pub struct NodesConfig {
+    /// Every node gets a /24 of it.
+    pub pod_cidr: Range,
+    /// `cluster.local`
+    pub cluster_domain: String,
+    /// Where volumes of claims that wait for their pod are made.
+    pub provisioners: Provisioners,
+}
+
+/// Exchanges join tokens for certificates.
+pub trait Join: Send + Sync + 'static {
+    fn join<'a>(
+        &'a self,
+        token: &'a str,
+        node: &'a str,
+        request_pem: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<Joined, JoinRefused>> + Send + 'a>>;
+}
+
+/// What an agent gets for its token, PEM.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    pub certificate: String,
+    pub authority: String,
+}
+
+/// Why an agent may not join; the text is for the person at the host.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum JoinRefused {
+    /// Unknown, used up, expired, or for another node.
+    #[error("{0}")]
+    Token(String),
+    #[error("{0}")]
+    Request(String),
+    /// Not now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// The hosts' side of the controller. Clones share it.
+#[derive(Clone)]
+pub struct Nodes {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    objects: Objects,
+    events: Events,
+    config: NodesConfig,
+    sessions: Mutex<HashMap<String, Handle>>,
+    next_id: AtomicU64,
+    streams: streams::Hub,
+    operations: Mutex<HashMap<u64, oneshot::Sender<Result<(), String>>>>,
+    /// Held while a node gets its range: no two may get the same.
+    registering: tokio::sync::Mutex<()>,
+    /// Ends everything that was spawned here.
+    shutdown: CancellationToken,
+}
+
+/// A session that is open.
+#[derive(Clone)]
+struct Handle {
+    id: u64,
+    out: Out,
+    cancel: CancellationToken,
+    /// Closed when the session's task is over.
+    done: watch::Receiver<()>,
+}
+
+/// The way to an agent. Bounded: who cannot keep up loses the session.
+type Out = mpsc::Sender<Result<ControllerMessage, tonic::Status>>;
+
+/// Why a host could not be asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    #[error("node {0:?} has no session with the controller now")]
+    Away(String),
+    #[error("node {0:?} did not answer in time")]
+    Late(String),
+    /// The agent's own words.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Nodes {
+    pub fn new(objects: Objects, events: Events, config: NodesConfig) -> Nodes {
+        let inner = Inner {
+            store: objects.store().clone(),
+            objects,
+            events,
+            config,
+            sessions: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            streams: streams::Hub::default(),
+            operations: Mutex::default(),
+            registering: tokio::sync::Mutex::default(),
+            shutdown: CancellationToken::new(),
+        };
+        Nodes { inner: Arc::new(inner) }
+    }
+
+    /// Whether this node's agent is connected.
+    pub fn connected(&self, node: &str) -> bool {
+        self.sessions().contains_key(node)
+    }
+
+    /// Makes, archives or removes a volume's directory on a host. `operation_id` is chosen here.
+    pub async fn volume(&self, node: &str, mut operation: VolumeOperation) -> Result<(), NodeError> {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let id = self.next_id();
+        operation.operation_id = id;
+        let (sender, answer) = oneshot::channel();
+        lock(&self.inner.operations).insert(id, sender);
+        let _forget = Forget(|| drop(lock(&self.inner.operations).remove(&id)));
+        let asked = async {
+            self.tell(node, Message::Volume(operation)).await?;
+            // The sender goes with the session's end.
+            answer.await.map_err(|_| NodeError::Away(node.to_owned()))?.map_err(NodeError::Failed)
+        };
+        tokio::time::timeout(LIMIT, asked).await.unwrap_or(Err(NodeError::Late(node.to_owned())))
+    }
+
+    /// Says something to a node's agent.
+    async fn tell(&self, node: &str, message: Message) -> Result<(), NodeError> {
+        let away = || NodeError::Away(node.to_owned());
+        let out = self.sessions().get(node).map(|handle| handle.out.clone()).ok_or_else(away)?;
+        out.send(Ok(ControllerMessage { message: Some(message) })).await.map_err(|_| away())
+    }
+
+    fn next_id(&self) -> u64 {
+        self.inner.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
+        lock(&self.inner.sessions)
+    }
+}
+
+/// None of what is locked here can be left half-changed by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs when it goes out of scope, however that comes about.
+struct Forget<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Forget<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}

@@ -1,0 +1,161 @@
+//! A host as its Node object. Pure.
+
+use berth_controller_core::quantity::Quantity;
+use berth_proto::NodeStatus;
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::pod_status::{text, time};
+
+/// Labels Kubernetes' kubelet gives its node.
+pub fn labels(name: &str, status: &NodeStatus) -> Map<String, Value> {
+    let info = status.info.clone().unwrap_or_default();
+    let mut labels = Map::new();
+    for prefix in ["kubernetes.io", "beta.kubernetes.io"] {
+        labels.insert(format!("{prefix}/os"), info.operating_system.as_str().into());
+        labels.insert(format!("{prefix}/arch"), info.architecture.as_str().into());
+    }
+    // Not the host's own name: volumes are pinned by this label, so it must be unique.
+    labels.insert("kubernetes.io/hostname".into(), name.into());
+    labels
+}
+
+/// A new Node.
+pub fn new(name: &str, status: &NodeStatus, pod_cidr: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "labels": labels(name, status)},
+        "spec": {"podCIDR": pod_cidr, "podCIDRs": [pod_cidr]},
+    })
+}
+
+/// Whether the host can run pods, as its Ready condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ready {
+    Yes,
+    /// The agent is there, its runtime is not.
+    No(String),
+    /// There is no session.
+    Unknown,
+}
+
+impl Ready {
+    fn parts(&self) -> (&'static str, &'static str, &str) {
+        match self {
+            Ready::Yes => ("True", "KubeletReady", "the agent is connected and containerd answers"),
+            Ready::No(why) => ("False", "KubeletNotReady", why),
+            Ready::Unknown => (
+                "Unknown",
+                "NodeStatusUnknown",
+                "the agent's session ended; its pods run on if the host does",
+            ),
+        }
+    }
+}
+
+/// The Node's `status` made from its agent's report.
+pub fn status(node: &Value, report: &NodeStatus, version: &str, now: Timestamp) -> Value {
+    let old = &node["status"];
+    let mut status = old.as_object().cloned().unwrap_or_default();
+    let capacity = json!({
+        "cpu": Quantity::millis(clamp(report.cpu_millis)).to_string(),
+        "memory": Quantity::bytes(clamp(report.memory_bytes) / 1024 * 1024).to_string(),
+        "ephemeral-storage": Quantity::bytes(clamp(report.ephemeral_storage_bytes) / 1024 * 1024).to_string(),
+        "pods": report.max_pods.to_string(),
+    });
+    status.insert("allocatable".into(), capacity.clone());
+    status.insert("capacity".into(), capacity);
+    let mut addresses: Vec<Value> =
+        report.internal_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+    addresses.push(json!({"type": "Hostname", "address": report.hostname}));
+    status.insert("addresses".into(), addresses.into());
+    if let Some(info) = &report.info {
+        status.insert(
+            "nodeInfo".into(),
+            json!({
+                "machineID": info.machine_id, "systemUUID": info.system_uuid, "bootID": info.boot_id,
+                "kernelVersion": info.kernel_version, "osImage": info.os_image,
+                "containerRuntimeVersion": info.container_runtime_version, "kubeletVersion": version,
+                "kubeProxyVersion": "", "operatingSystem": info.operating_system,
+                "architecture": info.architecture,
+            }),
+        );
+    }
+    status.insert("daemonEndpoints".into(), json!({"kubeletEndpoint": {"Port": 0}}));
+    let ready = if report.runtime_ready {
+        Ready::Yes
+    } else if report.runtime_message.is_empty() {
+        Ready::No("containerd does not answer".to_owned())
+    } else {
+        Ready::No(report.runtime_message.clone())
+    };
+    let mut conditions: Vec<Value> = report
+        .conditions
+        .iter()
+        .map(|c| {
+            let at = if c.last_transition_ms > 0 { time(c.last_transition_ms) } else { text(now) };
+            condition(&old["conditions"], &c.r#type, &c.status, &c.reason, &c.message, at, now)
+        })
+        .collect();
+    conditions.push(ready_condition(&old["conditions"], &ready, now));
+    status.insert("conditions".into(), conditions.into());
+    Value::Object(status)
+}
+
+/// The Node's `status` when its session has ended: only its conditions change, all to Unknown.
+pub fn status_unknown(node: &Value, now: Timestamp) -> Value {
+    let old = &node["status"]["conditions"];
+    let (_, reason, message) = Ready::Unknown.parts();
+    let mut conditions: Vec<Value> = old
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|c| c["type"] != "Ready")
+        .map(|c| condition(old, c["type"].as_str().unwrap_or_default(), "Unknown", reason, message, text(now), now))
+        .collect();
+    conditions.push(ready_condition(old, &Ready::Unknown, now));
+    let mut status = node["status"].as_object().cloned().unwrap_or_default();
+    status.insert("conditions".into(), conditions.into());
+    Value::Object(status)
+}
+
+fn ready_condition(old: &Value, ready: &Ready, now: Timestamp) -> Value {
+    let (status, reason, message) = ready.parts();
+    condition(old, "Ready", status, reason, message, text(now), now)
+}
+
+fn condition(
+    old: &Value,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    at: String,
+    now: Timestamp,
+) -> Value {
+    let mut condition = super::pod_status::condition(old, kind, status, reason, message, at);
+    if let Some(fields) = condition.as_object_mut() {
+        fields.remove("lastProbeTime");
+        // Moves on only when something else does: a heartbeat is no reason to write.
+        fields.insert("lastHeartbeatTime".into(), text(now).into());
+    }
+    condition
+}
+
+fn clamp(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// Whether two statuses say the same, heartbeat times apart.
+pub fn same(a: &Value, b: &Value) -> bool {
+    let bare = |v: &Value| {
+        let mut v = v.clone();
+        for c in v["conditions"].as_array_mut().into_iter().flatten() {
+            if let Some(fields) = c.as_object_mut() {
+                fields.remove("lastHeartbeatTime");
+            }
+        }
+        v
+    };
+    bare(a) == bare(b)
+}

@@ -1,0 +1,229 @@
+//! The gRPC server: TLS, who the caller is, and the three calls of `node.proto`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use berth_proto::node_server::{Node, NodeServer};
+use berth_proto::stream_up::Message as Up;
+use berth_proto::{
+    AgentMessage, ControllerMessage, JoinRequest, JoinResponse, StreamDown, StreamUp,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::streams::AgentStream;
+use super::{Join, JoinRefused, Nodes, session, world};
+use crate::pki::Identity;
+use crate::store::Scope;
+
+/// A caller that has not finished its handshake by then is hung up on.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes at a time: they cost CPU before anybody is known.
+const HANDSHAKES: usize = 64;
+/// Inventories of hosts with many pods are bigger than tonic's default of 4 MiB.
+const LARGEST: usize = 64 << 20;
+/// Messages that may wait for an agent.
+const WAITING: usize = 256;
+/// Chunks that may wait in an interactive stream.
+const CHUNKS: usize = 4;
+
+/// Serves until `shutdown`. `tls` must ask for (and may not require) client certificates of the
+/// controller's own authority, and offer `h2`.
+pub(super) async fn serve(
+    nodes: Nodes,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    join: Arc<dyn Join>,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    for node in nodes.inner.store.list(&Scope::all(world::NODES)).objects {
+        nodes.watch_absence(&node.key.name, true);
+    }
+    let service = NodeServer::new(Service { nodes: nodes.clone(), join })
+        .max_decoding_message_size(LARGEST)
+        .max_encoding_message_size(LARGEST);
+    let (sender, accepted) = mpsc::channel(16);
+    let accepting = tokio::spawn(accept(listener, TlsAcceptor::from(tls), sender, shutdown.clone()));
+    let stop = shutdown.clone();
+    let served = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(15)))
+        .add_service(service)
+        .serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
+            stop.cancelled().await;
+            // Streams do not end by themselves: the sessions are ended first.
+            nodes.close();
+        })
+        .await;
+    accepting.abort();
+    served
+}
+
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    sender: mpsc::Sender<std::io::Result<Connection>>,
+    shutdown: CancellationToken,
+) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, say: it passes, but not at once.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+        let (acceptor, sender) = (acceptor.clone(), sender.clone());
+        tokio::spawn(async move {
+            let _ = stream.set_nodelay(true);
+            let done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+            drop(permit);
+            if let Ok(Ok(stream)) = done {
+                let _ = sender.send(Ok(Connection::new(stream))).await;
+            }
+        });
+    }
+}
+
+/// A connection whose handshake is done.
+struct Connection {
+    stream: tokio_rustls::server::TlsStream<TcpStream>,
+    peer: Peer,
+}
+
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+struct Peer {
+    /// The node whose agent it is; None: somebody without a certificate of an agent.
+    node: Option<String>,
+}
+
+impl Connection {
+    fn new(stream: tokio_rustls::server::TlsStream<TcpStream>) -> Connection {
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
+        let node = certificate.and_then(Identity::of).and_then(|who| who.node().map(str::to_owned));
+        Connection { stream, peer: Peer { node } }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+struct Service {
+    nodes: Nodes,
+    join: Arc<dyn Join>,
+}
+
+/// The node a call comes from, by its certificate.
+fn caller<T>(request: &Request<T>) -> Result<String, Status> {
+    request
+        .extensions()
+        .get::<Peer>()
+        .and_then(|peer| peer.node.clone())
+        .ok_or_else(|| Status::unauthenticated("an agent's client certificate is needed"))
+}
+
+#[tonic::async_trait]
+impl Node for Service {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let JoinRequest { token, node_name, certificate_request } = request.into_inner();
+        match self.join.join(&token, &node_name, &certificate_request).await {
+            Ok(joined) => {
+                tracing::info!(node = %node_name, "joined");
+                Ok(Response::new(JoinResponse {
+                    certificate: joined.certificate,
+                    authority: joined.authority,
+                }))
+            }
+            Err(error) => {
+                tracing::warn!(node = %node_name, %error, "a host may not join");
+                Err(match error {
+                    JoinRefused::Token(why) => Status::permission_denied(why),
+                    JoinRefused::Request(why) => Status::invalid_argument(why),
+                    JoinRefused::Unavailable(why) => Status::unavailable(why),
+                })
+            }
+        }
+    }
+
+    type SessionStream = ReceiverStream<Result<ControllerMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let node = caller(&request)?;
+        let (out, messages) = mpsc::channel(WAITING);
+        tokio::spawn(session::run(self.nodes.clone(), node, request.into_inner(), out));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    type StreamStream = ReceiverStream<Result<StreamDown, Status>>;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<StreamUp>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let node = caller(&request)?;
+        let mut up = request.into_inner();
+        let first = tokio::time::timeout(HANDSHAKE, up.message()).await;
+        let Ok(Ok(Some(StreamUp { message: Some(Up::Open(id)) }))) = first else {
+            return Err(Status::invalid_argument("a stream begins with its id"));
+        };
+        let (down, messages) = mpsc::channel(CHUNKS);
+        if self.nodes.inner.streams.opened(&id, &node, AgentStream { up, down }) {
+            Ok(Response::new(ReceiverStream::new(messages)))
+        } else {
+            Err(Status::not_found("nobody waits for this stream (any more)"))
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! One agent's session: Hello, what its inventory means, Welcome; then diffs one way and reports the other.
+//!
+//! ```text
+//! Hello ─▶ inventory against records ─▶ Node ─▶ Welcome, Assign/Stop/Forget..., Synced ─┬▶ tell: what changes
+//!                                                                                       └▶ hear: what happens
+//! ```
+//! Both halves run until one of them ends, the agent falls silent, or another session of the same node
+//! takes over. Nothing here outlives the session but what was written to the store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use berth_controller_core::identity::{Finding, Reported};
+use berth_controller_core::resolve::Use;
+use berth_proto::agent_message::Message as FromAgent;
+use berth_proto::controller_message::Message as ToAgent;
+use berth_proto::{
+    AgentMessage, ControllerMessage, Heartbeat, Hello, PodEvent, PodRef, PodStatus, Synced, Welcome,
+};
+use futures_util::{FutureExt, StreamExt, future};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tonic::{Status, Streaming};
+
+use super::ledger::Ledger;
+use super::records::{self, Freed, Reporter};
+use super::world::{self, Name};
+use super::{Handle, Nodes, Out, lock, pod_status};
+use crate::reconcile::events::{EventType, ObjectRef, Occurrence};
+use crate::store::{CommitError, Event, Expired, Key, Scope, Store, Transaction, Watch};
+
+/// How often each side says that it is there.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// An agent that has said nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(35);
+/// An agent that takes nothing for so long is gone too.
+const STUCK: Duration = Duration::from_secs(30);
+/// How long the session before this one may take to end.
+const TAKEOVER: Duration = Duration::from_secs(5);
+/// Statuses taken together.
+const BATCH: usize = 256;
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the agent ended it")]
+    Closed,
+    #[error("the connection broke: {0}")]
+    Broken(Status),
+    #[error("the agent fell silent")]
+    Silent,
+    #[error("the agent takes no messages")]
+    Stuck,
+    #[error("a newer session of this node took over")]
+    Replaced,
+    #[error("{0}")]
+    Store(String),
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+impl Ended {
+    fn to_status(&self) -> Option<Status> {
+        match self {
+            Ended::Closed | Ended::Broken(_) | Ended::Stuck => None,
+            Ended::Silent => Some(Status::deadline_exceeded("no heartbeat came")),
+            Ended::Replaced => Some(Status::aborted(self.to_string())),
+            Ended::Store(why) => Some(Status::unavailable(why.clone())),
+            Ended::Refused(why) => Some(Status::permission_denied(why.clone())),
+        }
+    }
+}
+
+/// What the hearing half passes on to the telling half.
+enum Note {
+    /// A life of which nothing is left.
+    Stopped { name: Name, uid: String, epoch: u64 },
+}
+
+/// The whole of a session; `node` is whom the certificate names.
+pub(super) async fn run(nodes: Nodes, node: String, mut inbound: Streaming<AgentMessage>, out: Out) {
+    let hello = match greet(&node, &mut inbound).await {
+        Ok(hello) => hello,
+        Err(ended) => {
+            tracing::warn!(node, reason = %ended, "session refused");
+            if let Some(status) = ended.to_status() {
+                let _ = out.send(Err(status)).await;
+            }
+            return;
+        }
+    };
+    let id = nodes.next_id();
+    let cancel = nodes.inner.shutdown.child_token();
+    let (_open, done) = watch::channel(());
+    let handle = Handle { id, out: out.clone(), cancel: cancel.clone(), done };
+    let before = nodes.sessions().insert(node.clone(), handle);
+    if let Some(before) = before {
+        before.cancel.cancel();
+        let mut done = before.done;
+        // Closed, not changed, is what is waited for.
+        let _ = tokio::time::timeout(TAKEOVER, done.changed()).await;
+    }
+    tracing::info!(node, pods = hello.pods.len(), version = %hello.agent_version, "session opened");
+    let ended = tokio::select! {
+        ended = hold(&nodes, &node, hello, inbound, &out) => ended,
+        () = cancel.cancelled() => Ended::Replaced,
+    };
+    tracing::info!(node, reason = %ended, "session ended");
+    if let Some(status) = ended.to_status() {
+        let _ = tokio::time::timeout(Duration::from_secs(1), out.send(Err(status))).await;
+    }
+    let mut sessions = nodes.sessions();
+    if sessions.get(&node).is_some_and(|h| h.id == id) {
+        sessions.remove(&node);
+        drop(sessions);
+        nodes.watch_absence(&node, false);
+    }
+}
+
+async fn greet(node: &str, inbound: &mut Streaming<AgentMessage>) -> Result<Hello, Ended> {
+    match tokio::time::timeout(SILENCE, inbound.message()).await {
+        Err(_) => Err(Ended::Silent),
+        Ok(Err(status)) => Err(Ended::Broken(status)),
+        Ok(Ok(None)) => Err(Ended::Closed),
+        Ok(Ok(Some(AgentMessage { message: Some(FromAgent::Hello(hello)) }))) if hello.node_name == node => {
+            Ok(hello)
+        }
+        Ok(Ok(Some(AgentMessage { message: Some(FromAgent::Hello(hello)) }))) => Err(Ended::Refused(format!(
+            "the certificate is node {node:?}'s, and the agent says it is {:?}",
+            hello.node_name
+        ))),
+        Ok(Ok(Some(_))) => Err(Ended::Refused("a session begins with Hello".to_owned())),
+    }
+}
+
+/// From Hello to the end.
+async fn hold(
+    nodes: &Nodes,
+    node: &str,
+    hello: Hello,
+    inbound: Streaming<AgentMessage>,
+    out: &Out,
+) -> Ended {
+    let version = hello.agent_version.clone();
+    let mut teller = match open(nodes, node, hello).await {
+        Ok(teller) => teller,
+        Err(ended) => return ended,
+    };
+    let (notes, heard) = mpsc::channel(64);
+    let telling = async { teller.run(nodes, out, heard).await };
+    let hearing = hear(nodes, node, &version, inbound, notes);
+    tokio::select! {
+        Err(ended) = telling => ended,
+        Err(ended) = hearing => ended,
+        else => Ended::Closed,
+    }
+}
+
+/// Takes the inventory, so that from here on the records say what is, and registers the node.
+async fn open(nodes: &Nodes, node: &str, hello: Hello) -> Result<Teller, Ended> {
+    let store = &nodes.inner.store;
+    // From before anything is read: what changes meanwhile is looked at once more.
+    let watches = Watches::new(store).map_err(|e| Ended::Store(e.to_string()))?;
+    let mut ledger = Ledger::new(node);
+    let report = hello.node.clone().unwrap_or_default();
+    if let Err(status) = nodes.register(node, &report, &hello.agent_version).await {
+        return Err(Ended::Store(status.message));
+    }
+    let range = nodes.range_of(node);
+    let prefix = range.split_once('/').map_or("24", |(_, prefix)| prefix);
+    for line in &hello.pods {
+        let Some(pod) = &line.pod else { continue };
+        let name = Name::new(&pod.namespace, &pod.name);
+        let held = world::held(store, &name);
+        // The last status goes before the record: it counts only while the life holds it.
+        if let (Some(status), Some(true)) = (&line.status, held.record.map(|r| r.is(node, &pod.uid, pod.epoch)))
+        {
+            write_status(nodes, node, status).await?;
+        }
+        let reported = Reported { node, uid: &pod.uid, epoch: pod.epoch, stopped: line.stopped };
+        let address = line.status.as_ref().and_then(|s| s.pod_ips.first());
+        let address = address.map(|ip| format!("{ip}/{prefix}")).unwrap_or_default();
+        let finding = records::reported(store, &name, &reported, &address)
+            .await
+            .map_err(|e| Ended::Store(e.to_string()))?;
+        if finding != Finding::InForce {
+            tracing::info!(pod = %name, node, uid = %pod.uid, epoch = pod.epoch, ?finding, "found on the host");
+        }
+        ledger.reported(&name, &pod.uid, pod.epoch, line.stopped);
+        if let (Finding::Adopt, Some(status)) = (&finding, &line.status) {
+            write_status(nodes, node, status).await?;
+        }
+    }
+    records::inventory_taken(store, node).await.map_err(|e| Ended::Store(e.to_string()))?;
+    Ok(Teller { node: node.to_owned(), ledger, watches })
+}
+
+/// The telling half.
+struct Teller {
+    node: String,
+    ledger: Ledger,
+    watches: Watches,
+}
+
+impl Teller {
+    async fn run(
+        &mut self,
+        nodes: &Nodes,
+        out: &Out,
+        mut heard: mpsc::Receiver<Note>,
+    ) -> Result<(), Ended> {
+        let store = &nodes.inner.store;
+        let mut place = nodes.place_of(&self.node);
+        let floor = world::records_of(store, &self.node).iter().map(|(_, r)| r.epoch).min().unwrap_or(0);
+        let welcome = Welcome {
+            pod_cidr: nodes.range_of(&self.node),
+            cluster_domain: place.cluster_domain.clone(),
+            epoch_floor: floor,
+        };
+        send(out, ToAgent::Welcome(welcome)).await?;
+        let mut dirty = self.everything(store);
+        self.review(&mut dirty, nodes, out, &place).await?;
+        send(out, ToAgent::Synced(Synced {})).await?;
+
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = heartbeat.tick() => send(out, ToAgent::Heartbeat(Heartbeat {})).await?,
+                note = heard.recv() => match note {
+                    None => return Ok(()),
+                    Some(Note::Stopped { name, uid, epoch }) => {
+                        self.ledger.stopped(&name, &uid, epoch);
+                        dirty.insert(name);
+                    }
+                },
+                events = self.watches.next() => match events {
+                    Ok(events) => {
+                        for event in events {
+                            self.changed(&event, &mut dirty);
+                        }
+                        let now = nodes.place_of(&self.node);
+                        if now != place {
+                            place = now;
+                            dirty = self.everything(store);
+                        }
+                    }
+                    Err(Expired { .. }) => {
+                        self.watches = Watches::new(store).map_err(|e| Ended::Store(e.to_string()))?;
+                        place = nodes.place_of(&self.node);
+                        dirty = self.everything(store);
+                    }
+                },
+            }
+            self.review(&mut dirty, nodes, out, &place).await?;
+        }
+    }
+
+    /// Every name this node may have to hear about.
+    fn everything(&self, store: &Store) -> BTreeSet<Name> {
+        let records = world::records_of(store, &self.node).into_iter().map(|(name, _)| name);
+        records.chain(self.ledger.names().cloned()).collect()
+    }
+
+    fn changed(&self, event: &Event, dirty: &mut BTreeSet<Name>) {
+        let key = &event.object.key;
+        let name = Name::of(key);
+        match &*key.resource {
+            world::PODS if self.ledger.knows(&name) => drop(dirty.insert(name)),
+            world::PODS | world::NODES => {}
+            berth_controller_core::identity::RESOURCE => {
+                let ours = |o: &crate::store::Object| o.value()["node"] == self.node.as_str();
+                if self.ledger.knows(&name) || ours(&event.object) {
+                    dirty.insert(name);
+                }
+            }
+            berth_controller_core::identity::RESTORE => dirty.extend(self.ledger.names().cloned()),
+            resource => {
+                for resource in Watches::SOURCES.iter().filter(|s| **s == resource) {
+                    let used =
+                        Use { resource, namespace: key.namespace.clone(), name: key.name.clone() };
+                    dirty.extend(self.ledger.users(&used));
+                }
+            }
+        }
+    }
+
+    async fn review(
+        &mut self,
+        dirty: &mut BTreeSet<Name>,
+        nodes: &Nodes,
+        out: &Out,
+        place: &berth_controller_core::resolve::Place,
+    ) -> Result<(), Ended> {
+        for name in std::mem::take(dirty) {
+            for message in self.ledger.review(&name, &nodes.inner.store, place, Timestamp::now()) {
+                send(out, message).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn send(out: &Out, message: ToAgent) -> Result<(), Ended> {
+    let sending = out.send(Ok(ControllerMessage { message: Some(message) }));
+    match tokio::time::timeout(STUCK, sending).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Ended::Closed),
+        Err(_) => Err(Ended::Stuck),
+    }
+}
+
+/// Everything an assignment depends on, watched.
+struct Watches {
+    all: Vec<Watch>,
+}
+
+impl Watches {
+    /// What [`berth_controller_core::resolve`] looks up.
+    const SOURCES: [&'static str; 4] =
+        ["configmaps", "secrets", "persistentvolumeclaims", "persistentvolumes"];
+
+    fn new(store: &Store) -> Result<Watches, Expired> {
+        let now = store.revision();
+        let own = [
+            berth_controller_core::identity::RESOURCE,
+            world::PODS,
+            world::NODES,
+            berth_controller_core::identity::RESTORE,
+        ];
+        let scopes = own.into_iter().chain(Watches::SOURCES);
+        let all = scopes.map(|resource| store.watch(&Scope::all(resource), now));
+        Ok(Watches { all: all.collect::<Result<_, _>>()? })
+    }
+
+    /// What happened, of whichever kind comes first. May be dropped at any time.
+    async fn next(&mut self) -> Result<Vec<Event>, Expired> {
+        let waiting = self.all.iter_mut().map(|watch| watch.next().boxed());
+        let (batch, _, _) = future::select_all(waiting).await;
+        Ok(batch?.events)
+    }
+}
+
+/// The hearing half.
+async fn hear(
+    nodes: &Nodes,
+    node: &str,
+    version: &str,
+    mut inbound: Streaming<AgentMessage>,
+    notes: mpsc::Sender<Note>,
+) -> Result<(), Ended> {
+    loop {
+        let mut next = match tokio::time::timeout(SILENCE, inbound.message()).await {
+            Err(_) => return Err(Ended::Silent),
+            Ok(Err(status)) => return Err(Ended::Broken(status)),
+            Ok(Ok(None)) => return Err(Ended::Closed),
+            Ok(Ok(Some(message))) => message.message,
+        };
+        // Statuses that are here already are written side by side, the latest of each pod.
+        let mut statuses: BTreeMap<String, PodStatus> = BTreeMap::new();
+        while let Some(FromAgent::PodStatus(status)) = next {
+            let uid = status.pod.as_ref().map(|p| p.uid.clone()).unwrap_or_default();
+            statuses.insert(uid, status);
+            if statuses.len() >= BATCH {
+                next = None;
+                break;
+            }
+            next = match inbound.next().now_or_never() {
+                Some(Some(Ok(message))) => message.message,
+                // Seen again, and for good, at the top.
+                _ => None,
+            };
+        }
+        let written = statuses.values().map(|status| write_status(nodes, node, status));
+        future::try_join_all(written).await?;
+        match next {
+            Some(FromAgent::Stopped(stopped)) => {
+                if let Some(pod) = stopped.pod {
+                    free(nodes, node, pod, &notes).await?;
+                }
+            }
+            Some(FromAgent::Event(event)) => occurred(nodes, node, event),
+            Some(FromAgent::NodeStatus(report)) => {
+                if let Err(status) = nodes.report_node(node, &report, version).await {
+                    return Err(Ended::Store(status.message));
+                }
+            }
+            Some(FromAgent::VolumeResult(result)) => {
+                if let Some(waiting) = lock(&nodes.inner.operations).remove(&result.operation_id) {
+                    let outcome = if result.error.is_empty() { Ok(()) } else { Err(result.error) };
+                    let _ = waiting.send(outcome);
+                }
+            }
+            Some(FromAgent::Hello(_)) => return Err(Ended::Refused("Hello comes once".to_owned())),
+            Some(FromAgent::Heartbeat(_) | FromAgent::PodStatus(_)) | None => {}
+        }
+    }
+}
+
+/// A life is over: its record is freed, its object goes if it was being deleted, and the agent may forget.
+async fn free(nodes: &Nodes, node: &str, pod: PodRef, notes: &mpsc::Sender<Note>) -> Result<(), Ended> {
+    let name = Name::new(&pod.namespace, &pod.name);
+    let from = Reporter { node, uid: &pod.uid, epoch: pod.epoch };
+    let freed = records::stopped(&nodes.inner.store, &name, &from)
+        .await
+        .map_err(|e| Ended::Store(e.to_string()))?;
+    tracing::debug!(pod = %name, node, uid = %pod.uid, epoch = pod.epoch, ?freed, "stopped");
+    if freed == Freed::PodLeft {
+        nodes.grace_is_over(&name, &pod.uid).await.map_err(|status| Ended::Store(status.message))?;
+    }
+    let _ = notes.send(Note::Stopped { name, uid: pod.uid, epoch: pod.epoch }).await;
+    Ok(())
+}
+
+/// Writes what an agent says of a pod, if it is about the life that holds the name.
+async fn write_status(nodes: &Nodes, node: &str, report: &PodStatus) -> Result<(), Ended> {
+    let store = &nodes.inner.store;
+    let Some(life) = &report.pod else { return Ok(()) };
+    let name = Name::new(&life.namespace, &life.name);
+    for _ in 0..32 {
+        let held = world::held(store, &name);
+        let (Some(pod), Some(record)) = (held.pod, held.record) else { return Ok(()) };
+        if !record.is(node, &life.uid, life.epoch) || *pod.meta.uid != *life.uid {
+            return Ok(());
+        }
+        let mut value = pod.value();
+        let Some(status) = pod_status::status(&value, report, Timestamp::now()) else { return Ok(()) };
+        if value["status"] == status {
+            return Ok(());
+        }
+        value["status"] = status;
+        let tx = Transaction::new().unchanged(pod.key.clone(), pod.revision).put(pod.key.clone(), value);
+        match store.commit(tx).await {
+            Ok(_) => return Ok(()),
+            Err(CommitError::Conflict { .. }) => {}
+            Err(CommitError::Unavailable(why)) => return Err(Ended::Store(why)),
+        }
+    }
+    // The agent says it again with its next change, or in its next Hello.
+    tracing::warn!(pod = %name, "its status could not be written: it keeps changing");
+    Ok(())
+}
+
+/// An agent's event about one of its own pods.
+fn occurred(nodes: &Nodes, node: &str, event: PodEvent) {
+    let Some(pod) = event.pod else { return };
+    let name = Name::new(&pod.namespace, &pod.name);
+    let Some(object) = nodes.inner.store.get(&Key::new(world::PODS, &name.namespace, &name.name)) else {
+        return;
+    };
+    if *object.meta.uid != *pod.uid || object.value()["spec"]["nodeName"] != node {
+        return;
+    }
+    let r#type = if event.r#type == "Warning" { EventType::Warning } else { EventType::Normal };
+    let at = Timestamp::from_millisecond(event.at_ms).unwrap_or_else(|_| Timestamp::now());
+    nodes.inner.events.occurred(Occurrence {
+        object: ObjectRef {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            namespace: name.namespace,
+            name: name.name,
+            uid: pod.uid,
+            field_path: event.field_path,
+        },
+        r#type,
+        reason: event.reason,
+        message: event.message,
+        component: "berth-agent".to_owned(),
+        host: node.to_owned(),
+        at,
+    });
+}
+
+impl Nodes {
+    /// Ends all sessions; the hosts' pods run on.
+    pub(super) fn close(&self) {
+        self.inner.shutdown.cancel();
+    }
+
+    /// A deleted pod of which nothing is left, and whose object waits for finalizers only.
+    pub(super) async fn grace_is_over(
+        &self,
+        name: &Name,
+        uid: &str,
+    ) -> Result<(), berth_controller_core::status::Status> {
+        let kind = &berth_controller_core::kinds::pod::POD;
+        self.inner.objects.remove(kind, &name.namespace, &name.name, uid).await
+    }
+}
+
