@@ -5,12 +5,13 @@
 //! without its host's word, or hold up one node's session for another's.
 
 mod addresses;
+mod binding;
 mod ledger;
 mod node_object;
 mod pod_status;
 mod records;
 mod registration;
-pub mod scheduler;
+mod scheduler;
 mod server;
 mod session;
 mod streams;
@@ -140,6 +141,23 @@ impl Nodes {
             shutdown: CancellationToken::new(),
         };
         Nodes { inner: Arc::new(inner) }
+    }
+
+    /// Binds pods to nodes until `shutdown`.
+    pub async fn schedule(&self, shutdown: CancellationToken) {
+        scheduler::run(self.clone(), shutdown).await;
+    }
+
+    /// Serves the agents until `shutdown`. `tls` must know the agents' certificates, let others connect too
+    /// (they may only join), and offer `h2`.
+    pub async fn serve(
+        &self,
+        listener: tokio::net::TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+        join: Arc<dyn Join>,
+        shutdown: CancellationToken,
+    ) -> Result<(), tonic::transport::Error> {
+        server::serve(self.clone(), listener, tls, join, shutdown).await
     }
 
     /// Whether this node's agent is connected.

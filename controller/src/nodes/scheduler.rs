@@ -7,29 +7,28 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use berth_controller_core::claims::{self, Binding, Standing, Storage};
-use berth_controller_core::identity::{self, Life, Record, Refusal, Unheld};
-use berth_controller_core::place::{self, Candidate, Reasons};
+use berth_controller_core::identity::{self, Life, Record, Unheld};
+use berth_controller_core::object;
 use berth_controller_core::resolve::resources::Request;
-use berth_controller_core::{kinds, object};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::binding::{self, Attempt, Bound, CLAIMS, CLASSES, Outcome, Usage, VOLUMES};
 use super::registration::address_of;
 use super::world::{self, Name};
-use super::{Nodes, Range, pod_status, records};
+use super::{Nodes, records};
 use crate::reconcile::events::{EventType, ObjectRef};
-use crate::store::{CommitError, Event, EventKind, Expired, Key, Scope, Store, Transaction, Watch};
+use crate::store::{CommitError, Event, EventKind, Expired, Scope, Store, Transaction, Watch};
 
 /// Who says so in events.
 const COMPONENT: &str = "default-scheduler";
-const CLAIMS: &str = "persistentvolumeclaims";
-const VOLUMES: &str = "persistentvolumes";
-const CLASSES: &str = "storageclasses.storage.k8s.io";
 /// Bindings written together, at most.
 const TOGETHER: usize = 32;
+/// After a write that failed for no conflict.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Schedules until `shutdown`.
 pub(super) async fn run(nodes: Nodes, shutdown: CancellationToken) {
@@ -45,6 +44,7 @@ struct Seen {
     /// It takes no room any more.
     ended: bool,
     request: Request,
+    generation: i64,
 }
 
 #[derive(Default)]
@@ -94,17 +94,18 @@ impl Scheduler {
             let Ok(watches) = watches else { continue };
             let mut scheduler = Scheduler::default();
             scheduler.load(&nodes.inner.store);
+            scheduler.free_lost(nodes).await;
             let Err(expired) = scheduler.follow(nodes, watches).await;
             tracing::debug!(%expired, "the scheduler reads everything again");
         }
     }
 
     fn load(&mut self, store: &Store) {
-        for pod in store.list(&Scope::all(world::PODS)).objects {
-            self.pod(&Name::of(&pod.key), Some(&pod.value()));
-        }
         for record in store.list(&Scope::all(identity::RESOURCE)).objects {
             self.record(&Name::of(&record.key), Record::read(&record.value()).as_ref());
+        }
+        for pod in store.list(&Scope::all(world::PODS)).objects {
+            self.pod(&Name::of(&pod.key), Some(&pod.value()));
         }
         self.suspects = self.pods.keys().cloned().collect();
         self.due = self.waiting.clone();
@@ -120,15 +121,15 @@ impl Scheduler {
             self.bind_due(nodes).await;
             if !self.due.is_empty() || !self.suspects.is_empty() {
                 // Something could not be written: not at once again.
-                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                tokio::time::sleep(PAUSE).await;
             }
             tokio::select! {
                 batch = watches.pods.next() => for event in batch?.events { self.pod_changed(&event) },
                 batch = watches.records.next() => for event in batch?.events { self.record_changed(&event) },
                 batch = watches.nodes.next() => {
-                    if batch?.events.iter().any(matters) {
-                        self.due = self.waiting.clone();
-                    }
+                    batch?;
+                    self.due = self.waiting.clone();
+                    self.free_lost(nodes).await;
                 }
                 batch = watches.claims.next() => { batch?; self.due = self.waiting.clone() }
                 batch = watches.volumes.next() => { batch?; self.due = self.waiting.clone() }
@@ -150,8 +151,10 @@ impl Scheduler {
             return;
         }
         let before = self.pods.get(&name).map(|seen| seen.ended);
-        let fresh = !self.waiting.contains(&name);
-        self.pod(&name, Some(&event.object.value()));
+        let value = event.object.value();
+        let known = self.pods.get(&name).map(|seen| seen.generation);
+        let fresh = !self.waiting.contains(&name) || known != Some(object::generation(&value));
+        self.pod(&name, Some(&value));
         if fresh && self.waiting.contains(&name) {
             self.due.insert(name.clone());
         }
@@ -189,16 +192,14 @@ impl Scheduler {
             return;
         };
         let life = Life::of(pod, Timestamp::UNIX_EPOCH);
-        let held = self.addresses.contains_key(name);
         // A pod whose node is named by whoever made it is bound like any other.
-        let unbound = if life.node.is_empty() { true } else { !held && pod["status"]["phase"] == "Pending" };
-        if unbound && life.deleting.is_none() && !life.ended && ours(pod) {
+        if !life.scheduled && life.deleting.is_none() && !life.ended && ours(pod) {
             self.waiting.insert(name.clone());
         } else {
             self.waiting.remove(name);
             self.due.remove(name);
         }
-        let seen = Seen { node: life.node, ended: life.ended, request: Request::of_pod(pod) };
+        let seen = Seen { node: life.node, ended: life.ended, request: Request::of_pod(pod), generation: object::generation(pod) };
         self.pods.insert(name.clone(), seen);
     }
 
@@ -211,4 +212,168 @@ impl Scheduler {
             None => drop(self.addresses.remove(name)),
         }
     }
+}
+
+/// The parts that write.
+impl Scheduler {
+    /// Binds what is due. What is left in `due` could not be written.
+    async fn bind_due(&mut self, nodes: &Nodes) {
+        let mut together = TOGETHER;
+        // Every conflict means that somebody else got on with something; this bounds a wrong reasoning.
+        for _ in 0..1000 {
+            let names: Vec<Name> = self.due.iter().take(together).cloned().collect();
+            if names.is_empty() {
+                return;
+            }
+            let mut attempt = self.attempt(nodes);
+            let mut refused = Vec::new();
+            for name in &names {
+                match attempt.stage(name, Timestamp::now()) {
+                    Outcome::Staged | Outcome::Later => {}
+                    Outcome::Over => {
+                        self.waiting.remove(name);
+                        self.due.remove(name);
+                    }
+                    Outcome::No(why) => {
+                        self.due.remove(name);
+                        refused.push((name.clone(), why));
+                    }
+                }
+            }
+            let transaction = attempt.finish();
+            let bound = attempt.bound;
+            for (name, why) in refused {
+                refuse(nodes, &name, &why).await;
+            }
+            if bound.is_empty() {
+                continue;
+            }
+            match nodes.inner.store.commit(transaction).await {
+                Ok(_) => {
+                    together = TOGETHER;
+                    for one in bound {
+                        self.bound(nodes, one);
+                    }
+                }
+                // One of many has changed: one by one, so that it holds up itself only.
+                Err(CommitError::Conflict { key, .. }) => {
+                    tracing::debug!(%key, pods = names.len(), "changed while it was being bound");
+                    together = 1;
+                }
+                Err(CommitError::Unavailable(why)) => {
+                    tracing::error!(why, "pods cannot be bound");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn attempt<'a>(&self, nodes: &'a Nodes) -> Attempt<'a> {
+        let mut usage: HashMap<String, Usage> = HashMap::new();
+        for seen in self.pods.values().filter(|seen| !seen.node.is_empty() && !seen.ended) {
+            let there = usage.entry(seen.node.clone()).or_default();
+            there.pods += 1;
+            there.requested = there.requested.plus(seen.request);
+        }
+        Attempt::new(nodes, usage, self.addresses.values().copied().collect(), self.last.clone())
+    }
+
+    fn bound(&mut self, nodes: &Nodes, one: Bound) {
+        let Bound { name, pod, node, address, request } = one;
+        tracing::info!(pod = %name, node, %address, "bound");
+        let message = format!("Successfully assigned {name} to {node}");
+        nodes.inner.events.record(
+            &ObjectRef::of(&pod),
+            EventType::Normal,
+            "Scheduled",
+            &message,
+            COMPONENT,
+        );
+        self.waiting.remove(&name);
+        self.due.remove(&name);
+        self.last.insert(node.clone(), address);
+        self.addresses.insert(name.clone(), address);
+        let generation = object::generation(&pod);
+        self.pods.insert(name, Seen { node, ended: false, request, generation });
+    }
+
+    /// Ends what is left over: objects whose life has no record any more. What could not be written stays a
+    /// suspect.
+    async fn sweep(&mut self, nodes: &Nodes) {
+        for name in std::mem::take(&mut self.suspects) {
+            if let Err(error) = settle(nodes, &name).await {
+                tracing::warn!(pod = %name, %error, "a pod whose life is over could not be settled");
+                self.suspects.insert(name);
+            }
+        }
+    }
+
+    /// Frees the records of nodes that a person has declared down.
+    async fn free_lost(&self, nodes: &Nodes) {
+        for node in nodes.inner.store.list(&Scope::all(world::NODES)).objects {
+            let name = &node.key.name;
+            if identity::out_of_service(&node.value())
+                && !nodes.connected(name)
+                && let Err(error) = records::out_of_service(&nodes.inner.store, name).await
+            {
+                tracing::warn!(node = %name, %error, "its pods' names could not be freed");
+            }
+        }
+    }
+}
+
+async fn settle(nodes: &Nodes, name: &Name) -> Result<(), berth_controller_core::status::Status> {
+    let held = world::held(&nodes.inner.store, name);
+    let Some(pod) = held.pod else { return Ok(()) };
+    let mut value = pod.value();
+    match identity::unheld(held.record.as_ref(), &Life::of(&value, Timestamp::now())) {
+        Unheld::Fine => Ok(()),
+        Unheld::Remove => nodes.grace_is_over(name, &pod.meta.uid).await,
+        Unheld::Fail => {
+            let status = object::map_mut(&mut value, "status");
+            status.insert("phase".into(), "Failed".into());
+            status.insert("reason".into(), "IdentityLost".into());
+            let message = "No host runs this pod any more: the controller's state was restored from a copy, \
+                           or its node was declared out of service.";
+            status.insert("message".into(), message.into());
+            nodes.inner.events.record(
+                &ObjectRef::of(&value),
+                EventType::Warning,
+                "IdentityLost",
+                message,
+                COMPONENT,
+            );
+            let transaction = Transaction::new()
+                .absent(name.record_key())
+                .unchanged(pod.key.clone(), pod.revision)
+                .put(pod.key.clone(), value);
+            match nodes.inner.store.commit(transaction).await {
+                // Changed: looked at again with that change's own event.
+                Ok(_) | Err(CommitError::Conflict { .. }) => Ok(()),
+                Err(CommitError::Unavailable(why)) => {
+                    Err(records::RecordError::Unavailable(why).into())
+                }
+            }
+        }
+    }
+}
+
+/// Says on the pod why it waits.
+async fn refuse(nodes: &Nodes, name: &Name, why: &str) {
+    let store = &nodes.inner.store;
+    let Some(pod) = store.get(&name.pod_key()) else { return };
+    let mut value = pod.value();
+    let Some(status) = binding::unschedulable(&value, why, Timestamp::now()) else { return };
+    value["status"] = status;
+    let about = ObjectRef::of(&value);
+    nodes.inner.events.record(&about, EventType::Warning, "FailedScheduling", why, COMPONENT);
+    let transaction = Transaction::new().unchanged(pod.key.clone(), pod.revision).put(pod.key.clone(), value);
+    if let Err(error) = store.commit(transaction).await {
+        tracing::debug!(pod = %name, %error, "why it waits could not be written on it");
+    }
+}
+
+/// Whether the pod asks for this scheduler.
+fn ours(pod: &Value) -> bool {
+    matches!(pod["spec"]["schedulerName"].as_str(), None | Some("" | "default-scheduler"))
 }

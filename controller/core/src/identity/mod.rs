@@ -81,6 +81,8 @@ pub struct Life {
     pub deleting: Option<i64>,
     /// Its phase is Succeeded or Failed.
     pub ended: bool,
+    /// Its condition PodScheduled says that it was bound: a node's name alone may be its maker's wish.
+    pub scheduled: bool,
 }
 
 impl Life {
@@ -90,6 +92,11 @@ impl Life {
             node: pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned(),
             deleting: object::deleting(pod).then(|| grace_left(pod, now)),
             ended: matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")),
+            scheduled: pod["status"]["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|c| c["type"] == "PodScheduled" && c["status"] == "True"),
         }
     }
 }
@@ -240,8 +247,8 @@ pub fn unheld(held: Option<&Record>, pod: &Life) -> Unheld {
     }
     match (pod.deleting, pod.ended) {
         (Some(_), _) => Unheld::Remove,
-        (None, true) => Unheld::Fine,
-        (None, false) => Unheld::Fail,
+        (None, false) if pod.scheduled => Unheld::Fail,
+        (None, _) => Unheld::Fine,
     }
 }
 

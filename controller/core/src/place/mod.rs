@@ -55,8 +55,12 @@ impl fmt::Display for Reasons {
 }
 
 /// The name of the node for this pod: of those that fit, the one with the fewest pods (then by name).
-/// `volumes` are the PersistentVolumes bound to its claims.
-pub fn place(pod: &Value, nodes: &[Candidate], volumes: &[Value]) -> Result<String, Reasons> {
+/// `volumes` says whether the pod's claims can be had on a node, or why not ([`VOLUME_CONFLICT`]).
+pub fn place(
+    pod: &Value,
+    nodes: &[Candidate],
+    volumes: &dyn Fn(&Value) -> Result<(), String>,
+) -> Result<String, Reasons> {
     let request = Request::of_pod(pod);
     let mut reasons = Reasons { nodes: nodes.len(), ..Reasons::default() };
     let mut best: Option<&Candidate> = None;
@@ -77,9 +81,17 @@ pub fn place(pod: &Value, nodes: &[Candidate], volumes: &[Value]) -> Result<Stri
     best.map(|b| object::name(b.node).to_owned()).ok_or(reasons)
 }
 
+/// A bound volume that this node does not reach ([`reaches`]).
+pub const VOLUME_CONFLICT: &str = "node(s) had volume node affinity conflict";
+
 /// What speaks against a node. The first filter that fails decides, as in Kubernetes; only resources are
 /// listed together.
-fn unfit(pod: &Value, candidate: &Candidate, request: &Request, volumes: &[Value]) -> Vec<String> {
+fn unfit(
+    pod: &Value,
+    candidate: &Candidate,
+    request: &Request,
+    volumes: &dyn Fn(&Value) -> Result<(), String>,
+) -> Vec<String> {
     let node = candidate.node;
     if object::deleting(node) {
         return vec!["node(s) were being deleted".to_owned()];
@@ -105,10 +117,7 @@ fn unfit(pod: &Value, candidate: &Candidate, request: &Request, volumes: &[Value
     if !short.is_empty() {
         return short;
     }
-    if !volumes.iter().all(|volume| reaches(volume, node)) {
-        return vec!["node(s) had volume node affinity conflict".to_owned()];
-    }
-    Vec::new()
+    volumes(node).err().into_iter().collect()
 }
 
 fn insufficient(candidate: &Candidate, request: &Request) -> Vec<String> {

@@ -8,20 +8,20 @@ use berth_proto::{DirectorySource, EmptyDir, File, Files, NfsSource, Volume, vol
 use serde_json::Value;
 
 use super::{Sources, Subject, list, resources, strings, text, texts};
-use crate::object;
+use crate::{claims, object};
 
 pub(super) fn volumes(subject: &Subject, sources: &Sources) -> Vec<Volume> {
-    list(&subject.pod["spec"]["volumes"]).map(|volume| resolve(volume, subject, sources)).collect()
+    list(&subject.pod["spec"]["volumes"]).map(|volume| resolve(volume, sources)).collect()
 }
 
-fn resolve(spec: &Value, subject: &Subject, sources: &Sources) -> Volume {
+fn resolve(spec: &Value, sources: &Sources) -> Volume {
     let name = text(&spec["name"]);
     let mut volume = Volume { name: name.clone(), ..Volume::default() };
     let source = if spec["persistentVolumeClaim"].is_object() {
         let reference = &spec["persistentVolumeClaim"];
         volume.claim = text(&reference["claimName"]);
         volume.read_only = reference["readOnly"] == true;
-        claim(&volume.claim, subject, sources)
+        claim(&volume.claim, sources)
     } else if spec["configMap"].is_object() {
         config_map(&spec["configMap"], sources).map_err(|why| set_up_failed(&name, &why))
     } else if spec["secret"].is_object() {
@@ -51,7 +51,7 @@ fn set_up_failed(volume: &str, why: &str) -> String {
     format!("MountVolume.SetUp failed for volume {volume:?} : {why}")
 }
 
-fn claim(name: &str, subject: &Subject, sources: &Sources) -> Result<volume::Source, String> {
+fn claim(name: &str, sources: &Sources) -> Result<volume::Source, String> {
     let claim = sources
         .own("persistentvolumeclaims", name)
         .ok_or_else(|| format!("persistentvolumeclaim {name:?} not found"))?;
@@ -65,15 +65,17 @@ fn claim(name: &str, subject: &Subject, sources: &Sources) -> Result<volume::Sou
     if holder["uid"].as_str().is_some_and(|uid| uid != object::uid(&claim)) {
         return Err(format!("persistentvolume {volume_name:?} is bound to another claim"));
     }
-    source_of(&volume, subject)
-        .map_err(|why| format!("MountVolume.SetUp failed for volume {volume_name:?} : {why}"))
+    source_of(&volume).map_err(|why| format!("MountVolume.SetUp failed for volume {volume_name:?} : {why}"))
 }
 
-fn source_of(volume: &Value, subject: &Subject) -> Result<volume::Source, String> {
+fn source_of(volume: &Value) -> Result<volume::Source, String> {
     let spec = &volume["spec"];
-    let directory = spec["local"]["path"].as_str().or(spec["hostPath"]["path"].as_str());
-    if let Some(path) = directory {
-        return local(path, volume, subject);
+    if let Some(directory) = claims::directory(volume) {
+        if directory.root.split('/').any(|part| part == "..") {
+            return Err("its path must not contain \"..\"".to_owned());
+        }
+        let claims::Directory { root, name } = directory;
+        return Ok(volume::Source::Directory(DirectorySource { root, name, mode: 0 }));
     }
     if spec["nfs"].is_object() {
         return Ok(volume::Source::Nfs(NfsSource {
@@ -98,22 +100,6 @@ fn source_of(volume: &Value, subject: &Subject) -> Result<volume::Source, String
         }));
     }
     Err("its kind is not supported by Berth yet (local, hostPath, nfs and nfs.csi.k8s.io are)".to_owned())
-}
-
-/// `path` is absolute: the agent gets its last component and the root before it.
-fn local(path: &str, volume: &Value, _subject: &Subject) -> Result<volume::Source, String> {
-    let trimmed = path.trim_end_matches('/');
-    let (root, name) = trimmed.rsplit_once('/').unwrap_or(("", trimmed));
-    if name.is_empty() || path.split('/').any(|part| part == "..") {
-        return Err(format!("{path:?} is not a directory that a volume may be"));
-    }
-    let _ = volume;
-    let root = match (root.is_empty(), path.starts_with('/')) {
-        (true, true) => "/",
-        // A path that is only a name is below the agent's own directory of volumes.
-        _ => root,
-    };
-    Ok(volume::Source::Directory(DirectorySource { root: root.to_owned(), name: name.to_owned(), mode: 0 }))
 }
 
 fn config_map(source: &Value, sources: &Sources) -> Result<volume::Source, String> {

@@ -1,0 +1,75 @@
+//! Interactive streams: the controller asks in the session, the agent dials back, the two ends are joined.
+//!
+//! Nothing is buffered here beyond a few chunks: who reads slowly is waited for, at both ends. A stream
+//! ends with whichever of its ends goes first.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use berth_proto::controller_message::Message;
+use berth_proto::stream_request::Request;
+use berth_proto::{PodRef, StreamDown, StreamRequest, StreamUp};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Streaming;
+
+use super::{Forget, NodeError, Nodes, lock};
+
+/// How long the agent may take to dial back.
+const DIAL_BACK: Duration = Duration::from_secs(10);
+
+/// The agent's end of a stream.
+pub struct AgentStream {
+    pub up: Streaming<StreamUp>,
+    pub down: mpsc::Sender<Result<StreamDown, tonic::Status>>,
+}
+
+/// Streams that were asked for and are not there yet.
+#[derive(Default)]
+pub struct Hub {
+    awaited: Mutex<HashMap<String, Awaited>>,
+}
+
+struct Awaited {
+    node: String,
+    sender: oneshot::Sender<AgentStream>,
+}
+
+impl Hub {
+    /// An agent has dialled back. False: nobody waits for that id from that node.
+    pub fn opened(&self, id: &str, node: &str, stream: AgentStream) -> bool {
+        let mut awaited = lock(&self.awaited);
+        if awaited.get(id).is_none_or(|a| a.node != node) {
+            return false;
+        }
+        awaited.remove(id).is_some_and(|a| a.sender.send(stream).is_ok())
+    }
+}
+
+impl Nodes {
+    /// Asks a node's agent for a stream.
+    pub(super) async fn open_stream(
+        &self,
+        node: &str,
+        pod: PodRef,
+        container: &str,
+        request: Request,
+    ) -> Result<AgentStream, NodeError> {
+        // Not to be guessed: another agent must not be able to answer.
+        let id = uuid::Uuid::new_v4().to_string();
+        let (sender, opened) = oneshot::channel();
+        lock(&self.inner.streams.awaited).insert(id.clone(), Awaited { node: node.to_owned(), sender });
+        let _forget = Forget(|| drop(lock(&self.inner.streams.awaited).remove(&id)));
+        let request = StreamRequest {
+            stream_id: id.clone(),
+            pod: Some(pod),
+            container: container.to_owned(),
+            request: Some(request),
+        };
+        let opening = async {
+            self.tell(node, Message::Stream(request)).await?;
+            opened.await.map_err(|_| NodeError::Away(node.to_owned()))
+        };
+        tokio::time::timeout(DIAL_BACK, opening).await.unwrap_or(Err(NodeError::Late(node.to_owned())))
+    }
+}
