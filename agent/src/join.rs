@@ -125,11 +125,8 @@ pub async fn credentials(
     let key = key(&directory)?;
     let request = request(&key, node)?;
 
-    let unreachable = |reason: String| JoinError::Controller {
-        controller: controller.to_owned(),
-        reason,
-        passing: true,
-    };
+    let unreachable =
+        |reason: String| JoinError::Controller { controller: controller.to_owned(), reason, passing: true };
     let address = controller.to_owned();
     let learning = tokio::task::spawn_blocking(move || authority(&address, &pin));
     let authority = learning.await.map_err(|e| unreachable(e.to_string()))?;
@@ -141,11 +138,8 @@ pub async fn credentials(
         .connect()
         .await
         .map_err(|e| unreachable(words(&e)))?;
-    let asked = JoinRequest {
-        token: token.to_owned(),
-        node_name: node.to_owned(),
-        certificate_request: request,
-    };
+    let asked =
+        JoinRequest { token: token.to_owned(), node_name: node.to_owned(), certificate_request: request };
     let answer = NodeClient::new(channel).join(asked).await.map_err(|status| JoinError::Controller {
         controller: controller.to_owned(),
         reason: status.message().to_owned(),

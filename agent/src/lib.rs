@@ -4,7 +4,12 @@
 //! top what it is for and what it must never do.
 
 pub mod cgroup;
+pub mod config;
+pub mod join;
 pub mod logs;
 pub mod network;
+pub mod node_status;
 pub mod pods;
 pub mod runtime;
+pub mod session;
+pub mod streams;

@@ -122,6 +122,8 @@ async fn log(
         Ok(reader) => reader,
         Err(error) => return end(up, down, failed("InternalError", error)).await,
     };
+    // Says that there is a log, however long it takes until something is in it.
+    let _ = up.send(StreamUp { message: Some(Up::Stdout(Vec::new())) }).await;
     let watching = async {
         if follow {
             // An error means that nobody knows any more: what is there is all there is.
@@ -180,7 +182,8 @@ async fn exec(
         tty: request.tty,
         env: if request.tty { vec![("TERM".to_owned(), "xterm".to_owned())] } else { Vec::new() },
     };
-    let Exec { stdin, stdout, stderr, control } = match session.runtime.exec(&target.container_id, spec).await {
+    let Exec { stdin, stdout, stderr, control } = match session.runtime.exec(&target.container_id, spec).await
+    {
         Ok(exec) => exec,
         Err(error) => return end(up, down, failed("InternalError", error)).await,
     };

@@ -173,10 +173,6 @@ impl<'a> Attempt<'a> {
         records::raise_epoch(self.store, transaction, self.epoch)
     }
 
-    pub fn nodes_there(&self) -> usize {
-        self.objects.len()
-    }
-
     fn node_for(&self, pod: &Value, life: &Life, wanted: &Wanted) -> Result<Value, String> {
         let storage = storage(self.nodes, &self.volumes, &self.classes);
         let storage = storage.lend();
@@ -268,11 +264,8 @@ impl<'a> Attempt<'a> {
             let key = Key::new(VOLUMES, "", &volume_name);
             let volume = if binding.new {
                 transaction = transaction.absent(key.clone());
-                let staged = self.nodes.inner.objects.stage_create(
-                    &PERSISTENT_VOLUME,
-                    "",
-                    binding.volume.clone(),
-                );
+                let staged =
+                    self.nodes.inner.objects.stage_create(&PERSISTENT_VOLUME, "", binding.volume.clone());
                 let mut staged = staged.map_err(|status| status.message)?;
                 // Creation resets what only a binding may say.
                 staged["status"] = binding.volume["status"].clone();
@@ -336,9 +329,11 @@ fn bind(pod: &mut Value, node: &str, now: Timestamp) {
 /// The pod's status once it is known that it cannot be bound, if that is news.
 pub fn unschedulable(pod: &Value, why: &str, now: Timestamp) -> Option<Value> {
     let conditions = &pod["status"]["conditions"];
-    let known = conditions.as_array().into_iter().flatten().any(|c| {
-        c["type"] == "PodScheduled" && c["status"] == "False" && c["message"] == why
-    });
+    let known = conditions
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "PodScheduled" && c["status"] == "False" && c["message"] == why);
     if known {
         return None;
     }

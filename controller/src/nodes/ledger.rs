@@ -201,8 +201,7 @@ impl Ledger {
 
     fn drop_entry(&mut self, name: &Name, uid: &str) {
         let Some(entries) = self.lives.get_mut(name) else { return };
-        let gone: Vec<BTreeSet<Use>> =
-            entries.extract_if(.., |e| e.uid == uid).map(|e| e.uses).collect();
+        let gone: Vec<BTreeSet<Use>> = entries.extract_if(.., |e| e.uid == uid).map(|e| e.uses).collect();
         let kept: Vec<BTreeSet<Use>> = entries.iter().map(|e| e.uses.clone()).collect();
         if entries.is_empty() {
             self.lives.remove(name);

@@ -156,8 +156,8 @@ impl Nodes {
         tls: Arc<rustls::ServerConfig>,
         join: Arc<dyn Join>,
         shutdown: CancellationToken,
-    ) -> Result<(), tonic::transport::Error> {
-        server::serve(self.clone(), listener, tls, join, shutdown).await
+    ) {
+        server::serve(self.clone(), listener, tls, join, shutdown).await;
     }
 
     /// Whether this node's agent is connected.

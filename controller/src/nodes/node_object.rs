@@ -111,7 +111,9 @@ pub fn status_unknown(node: &Value, now: Timestamp) -> Value {
         .into_iter()
         .flatten()
         .filter(|c| c["type"] != "Ready")
-        .map(|c| condition(old, c["type"].as_str().unwrap_or_default(), "Unknown", reason, message, text(now), now))
+        .map(|c| {
+            condition(old, c["type"].as_str().unwrap_or_default(), "Unknown", reason, message, text(now), now)
+        })
         .collect();
     conditions.push(ready_condition(old, &Ready::Unknown, now));
     let mut status = node["status"].as_object().cloned().unwrap_or_default();

@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use berth_controller_core::identity::{self, Record};
-use berth_controller_core::kinds::node::NODE;
 use berth_controller_core::kinds::Subresource;
+use berth_controller_core::kinds::node::NODE;
 use berth_controller_core::object;
 use berth_controller_core::resolve::Place;
 use berth_controller_core::status::Status;
@@ -27,7 +27,12 @@ const GRACE_AT_START: Duration = Duration::from_secs(40);
 
 impl Nodes {
     /// Makes the Node object if there is none, and brings labels and status up to date.
-    pub(super) async fn register(&self, name: &str, report: &NodeStatus, version: &str) -> Result<(), Status> {
+    pub(super) async fn register(
+        &self,
+        name: &str,
+        report: &NodeStatus,
+        version: &str,
+    ) -> Result<(), Status> {
         // Also keeps two new nodes from getting the same range.
         let _one = self.inner.registering.lock().await;
         let there = self.inner.store.get(&Key::new(NODES, "", name)).map(|o| o.value());
@@ -52,7 +57,8 @@ impl Nodes {
                     .objects
                     .modify(&NODE, None, "", name, |node| {
                         let metadata = object::metadata_mut(node);
-                        let there = metadata.entry("labels").or_insert_with(|| Value::Object(Default::default()));
+                        let there =
+                            metadata.entry("labels").or_insert_with(|| Value::Object(Default::default()));
                         if let Some(there) = there.as_object_mut() {
                             there.extend(labels.clone());
                         }
@@ -71,7 +77,12 @@ impl Nodes {
     }
 
     /// Takes over what the agent says of its host.
-    pub(super) async fn report_node(&self, name: &str, report: &NodeStatus, version: &str) -> Result<(), Status> {
+    pub(super) async fn report_node(
+        &self,
+        name: &str,
+        report: &NodeStatus,
+        version: &str,
+    ) -> Result<(), Status> {
         self.write_status(name, |node| node_object::status(node, report, version, Timestamp::now())).await
     }
 
@@ -136,10 +147,8 @@ impl Nodes {
 
     fn free_range(&self) -> Option<Range> {
         let nodes = self.inner.store.list(&Scope::all(NODES)).objects;
-        let taken: BTreeSet<Range> = nodes
-            .iter()
-            .filter_map(|o| o.value()["spec"]["podCIDR"].as_str()?.parse().ok())
-            .collect();
+        let taken: BTreeSet<Range> =
+            nodes.iter().filter_map(|o| o.value()["spec"]["podCIDR"].as_str()?.parse().ok()).collect();
         let records = self.inner.store.list(&Scope::all(identity::RESOURCE)).objects;
         let used: BTreeSet<Ipv4Addr> =
             records.iter().filter_map(|o| address_of(&Record::read(&o.value())?)).collect();

@@ -199,7 +199,12 @@ impl Scheduler {
             self.waiting.remove(name);
             self.due.remove(name);
         }
-        let seen = Seen { node: life.node, ended: life.ended, request: Request::of_pod(pod), generation: object::generation(pod) };
+        let seen = Seen {
+            node: life.node,
+            ended: life.ended,
+            request: Request::of_pod(pod),
+            generation: object::generation(pod),
+        };
         self.pods.insert(name.clone(), seen);
     }
 
@@ -282,13 +287,7 @@ impl Scheduler {
         let Bound { name, pod, node, address, request } = one;
         tracing::info!(pod = %name, node, %address, "bound");
         let message = format!("Successfully assigned {name} to {node}");
-        nodes.inner.events.record(
-            &ObjectRef::of(&pod),
-            EventType::Normal,
-            "Scheduled",
-            &message,
-            COMPONENT,
-        );
+        nodes.inner.events.record(&ObjectRef::of(&pod), EventType::Normal, "Scheduled", &message, COMPONENT);
         self.waiting.remove(&name);
         self.due.remove(&name);
         self.last.insert(node.clone(), address);
@@ -350,9 +349,7 @@ async fn settle(nodes: &Nodes, name: &Name) -> Result<(), berth_controller_core:
             match nodes.inner.store.commit(transaction).await {
                 // Changed: looked at again with that change's own event.
                 Ok(_) | Err(CommitError::Conflict { .. }) => Ok(()),
-                Err(CommitError::Unavailable(why)) => {
-                    Err(records::RecordError::Unavailable(why).into())
-                }
+                Err(CommitError::Unavailable(why)) => Err(records::RecordError::Unavailable(why).into()),
             }
         }
     }

@@ -1,22 +1,20 @@
 //! The gRPC server: TLS, who the caller is, and the three calls of `node.proto`.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use berth_proto::node_server::{Node, NodeServer};
 use berth_proto::stream_up::Message as Up;
-use berth_proto::{
-    AgentMessage, ControllerMessage, JoinRequest, JoinResponse, StreamDown, StreamUp,
-};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use berth_proto::{AgentMessage, ControllerMessage, JoinRequest, JoinResponse, StreamDown, StreamUp};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
+use tokio_util::task::TaskTracker;
+use tonic::codegen::Service as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::streams::AgentStream;
@@ -28,6 +26,8 @@ use crate::store::Scope;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at a time: they cost CPU before anybody is known.
 const HANDSHAKES: usize = 64;
+/// Connections that have not ended by then are dropped.
+const FAREWELL: Duration = Duration::from_secs(3);
 /// Inventories of hosts with many pods are bigger than tonic's default of 4 MiB.
 const LARGEST: usize = 64 << 20;
 /// Messages that may wait for an agent.
@@ -43,40 +43,19 @@ pub(super) async fn serve(
     tls: Arc<rustls::ServerConfig>,
     join: Arc<dyn Join>,
     shutdown: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) {
     for node in nodes.inner.store.list(&Scope::all(world::NODES)).objects {
         nodes.watch_absence(&node.key.name, true);
     }
     let service = NodeServer::new(Service { nodes: nodes.clone(), join })
         .max_decoding_message_size(LARGEST)
         .max_encoding_message_size(LARGEST);
-    let (sender, accepted) = mpsc::channel(16);
-    let accepting = tokio::spawn(accept(listener, TlsAcceptor::from(tls), sender, shutdown.clone()));
-    let stop = shutdown.clone();
-    let served = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(15)))
-        .add_service(service)
-        .serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
-            stop.cancelled().await;
-            // Streams do not end by themselves: the sessions are ended first.
-            nodes.close();
-        })
-        .await;
-    accepting.abort();
-    served
-}
-
-async fn accept(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    sender: mpsc::Sender<std::io::Result<Connection>>,
-    shutdown: CancellationToken,
-) {
+    let acceptor = TlsAcceptor::from(tls);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
@@ -88,76 +67,54 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
-        let (acceptor, sender) = (acceptor.clone(), sender.clone());
-        tokio::spawn(async move {
+        let Ok(permit) = handshakes.clone().acquire_owned().await else { break };
+        let (acceptor, service, shutdown) = (acceptor.clone(), service.clone(), shutdown.clone());
+        connections.spawn(async move {
             let _ = stream.set_nodelay(true);
             let done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
             drop(permit);
             if let Ok(Ok(stream)) = done {
-                let _ = sender.send(Ok(Connection::new(stream))).await;
+                connection(stream, service, shutdown).await;
             }
         });
     }
+    // Streams do not end by themselves: the sessions are ended first.
+    nodes.close();
+    connections.close();
+    let _ = tokio::time::timeout(FAREWELL, connections.wait()).await;
 }
 
-/// A connection whose handshake is done.
-struct Connection {
-    stream: tokio_rustls::server::TlsStream<TcpStream>,
-    peer: Peer,
-}
-
-/// Who is at the other end.
+/// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
 struct Peer {
     /// The node whose agent it is; None: somebody without a certificate of an agent.
     node: Option<String>,
 }
 
-impl Connection {
-    fn new(stream: tokio_rustls::server::TlsStream<TcpStream>) -> Connection {
-        let certificate = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
-        let node = certificate.and_then(Identity::of).and_then(|who| who.node().map(str::to_owned));
-        Connection { stream, peer: Peer { node } }
+async fn connection(stream: TlsStream<TcpStream>, service: NodeServer<Service>, shutdown: CancellationToken) {
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
+    let node = certificate.and_then(Identity::of).and_then(|who| who.node().map(str::to_owned));
+    let peer = Peer { node };
+    let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        let mut service = service.clone();
+        async move { service.call(request).await }
+    });
+    let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(Duration::from_secs(20)))
+        .keep_alive_timeout(Duration::from_secs(15))
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(served);
+    tokio::select! {
+        // An agent that goes away does not say good-bye: nothing to tell.
+        _ = &mut served => return,
+        () = shutdown.cancelled() => served.as_mut().graceful_shutdown(),
     }
+    let _ = tokio::time::timeout(FAREWELL, served).await;
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
+#[derive(Clone)]
 struct Service {
     nodes: Nodes,
     join: Arc<dyn Join>,

@@ -125,22 +125,15 @@ async fn greet(node: &str, inbound: &mut Streaming<AgentMessage>) -> Result<Hell
         Ok(Ok(Some(AgentMessage { message: Some(FromAgent::Hello(hello)) }))) if hello.node_name == node => {
             Ok(hello)
         }
-        Ok(Ok(Some(AgentMessage { message: Some(FromAgent::Hello(hello)) }))) => Err(Ended::Refused(format!(
-            "the certificate is node {node:?}'s, and the agent says it is {:?}",
-            hello.node_name
-        ))),
+        Ok(Ok(Some(AgentMessage { message: Some(FromAgent::Hello(hello)) }))) => Err(Ended::Refused(
+            format!("the certificate is node {node:?}'s, and the agent says it is {:?}", hello.node_name),
+        )),
         Ok(Ok(Some(_))) => Err(Ended::Refused("a session begins with Hello".to_owned())),
     }
 }
 
 /// From Hello to the end.
-async fn hold(
-    nodes: &Nodes,
-    node: &str,
-    hello: Hello,
-    inbound: Streaming<AgentMessage>,
-    out: &Out,
-) -> Ended {
+async fn hold(nodes: &Nodes, node: &str, hello: Hello, inbound: Streaming<AgentMessage>, out: &Out) -> Ended {
     let version = hello.agent_version.clone();
     let mut teller = match open(nodes, node, hello).await {
         Ok(teller) => teller,
@@ -173,7 +166,8 @@ async fn open(nodes: &Nodes, node: &str, hello: Hello) -> Result<Teller, Ended> 
         let name = Name::new(&pod.namespace, &pod.name);
         let held = world::held(store, &name);
         // The last status goes before the record: it counts only while the life holds it.
-        if let (Some(status), Some(true)) = (&line.status, held.record.map(|r| r.is(node, &pod.uid, pod.epoch)))
+        if let (Some(status), Some(true)) =
+            (&line.status, held.record.map(|r| r.is(node, &pod.uid, pod.epoch)))
         {
             write_status(nodes, node, status).await?;
         }
@@ -203,12 +197,7 @@ struct Teller {
 }
 
 impl Teller {
-    async fn run(
-        &mut self,
-        nodes: &Nodes,
-        out: &Out,
-        mut heard: mpsc::Receiver<Note>,
-    ) -> Result<(), Ended> {
+    async fn run(&mut self, nodes: &Nodes, out: &Out, mut heard: mpsc::Receiver<Note>) -> Result<(), Ended> {
         let store = &nodes.inner.store;
         let mut place = nodes.place_of(&self.node);
         let floor = world::records_of(store, &self.node).iter().map(|(_, r)| r.epoch).min().unwrap_or(0);
@@ -277,8 +266,7 @@ impl Teller {
             berth_controller_core::identity::RESTORE => dirty.extend(self.ledger.names().cloned()),
             resource => {
                 for resource in Watches::SOURCES.iter().filter(|s| **s == resource) {
-                    let used =
-                        Use { resource, namespace: key.namespace.clone(), name: key.name.clone() };
+                    let used = Use { resource, namespace: key.namespace.clone(), name: key.name.clone() };
                     dirty.extend(self.ledger.users(&used));
                 }
             }
@@ -401,9 +389,8 @@ async fn hear(
 async fn free(nodes: &Nodes, node: &str, pod: PodRef, notes: &mpsc::Sender<Note>) -> Result<(), Ended> {
     let name = Name::new(&pod.namespace, &pod.name);
     let from = Reporter { node, uid: &pod.uid, epoch: pod.epoch };
-    let freed = records::stopped(&nodes.inner.store, &name, &from)
-        .await
-        .map_err(|e| Ended::Store(e.to_string()))?;
+    let freed =
+        records::stopped(&nodes.inner.store, &name, &from).await.map_err(|e| Ended::Store(e.to_string()))?;
     tracing::debug!(pod = %name, node, uid = %pod.uid, epoch = pod.epoch, ?freed, "stopped");
     if freed == Freed::PodLeft {
         nodes.grace_is_over(&name, &pod.uid).await.map_err(|status| Ended::Store(status.message))?;
@@ -487,4 +474,3 @@ impl Nodes {
         self.inner.objects.remove(kind, &name.namespace, &name.name, uid).await
     }
 }
-

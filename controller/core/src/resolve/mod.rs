@@ -42,7 +42,7 @@ pub trait Lookups {
 }
 
 /// What the pod's place adds to it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// `cluster.local`
     pub cluster_domain: String,
