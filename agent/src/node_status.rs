@@ -65,17 +65,22 @@ impl Pressure {
 
 impl Host {
     /// `data_dir` is on the disk that counts.
-    pub fn new(addresses: Vec<IpAddr>, data_dir: &Path, max_pods: u32, runtime: Runtime) -> Host {
+    pub fn new(
+        addresses: Vec<IpAddr>,
+        data_dir: &Path,
+        max_pods: u32,
+        runtime: Runtime,
+    ) -> Result<Host, sysinfo::Error> {
         let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
-        Host {
+        Ok(Host {
             addresses,
             data_dir: data_dir.to_owned(),
             max_pods,
             runtime,
-            system: System::new_with_specifics(memory),
+            system: System::new_with_specifics(memory)?,
             memory: Pressure::new(),
             disk: Pressure::new(),
-        }
+        })
     }
 
     /// The host now.

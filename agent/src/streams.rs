@@ -13,7 +13,7 @@ use berth_proto::{ExecRequest, LogRequest, PodRef, StreamDown, StreamEnd, Stream
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -73,9 +73,9 @@ async fn dial(
 /// Says how it ended, and waits until that has arrived: a connection that is dropped earlier may take the
 /// last bytes with it.
 async fn end(up: UpSender, mut down: Streaming<StreamDown>, end: StreamEnd) {
-    let said = up.send(StreamUp { message: Some(Up::End(end)) });
-    let heard = async {
-        if said.await.is_ok() {
+    let heard = async move {
+        if up.send(StreamUp { message: Some(Up::End(end)) }).await.is_ok() {
+            // The request's end; the answer's is waited for.
             drop(up);
             while let Ok(Some(_)) = down.message().await {}
         }
@@ -107,16 +107,14 @@ async fn log(
         Ok(target) => target,
         Err(error) => return end(up, down, not_there(&error)).await,
     };
-    let follow = request.follow && target.running;
-    let (ended, has_ended) = watch::channel(!follow);
     let reader = LogReader::open(logs::LogRequest {
         path: target.path,
-        follow,
+        follow: request.follow,
         timestamps: request.timestamps,
         tail_lines: u64::try_from(request.tail_lines).ok(),
         since_ns: Some(request.since_ns).filter(|ns| *ns > 0),
         limit_bytes: u64::try_from(request.limit_bytes).ok().filter(|n| *n > 0),
-        ended: has_ended,
+        ended: target.ended,
     });
     let mut reader = match reader.await {
         Ok(reader) => reader,
@@ -124,14 +122,6 @@ async fn log(
     };
     // Says that there is a log, however long it takes until something is in it.
     let _ = up.send(StreamUp { message: Some(Up::Stdout(Vec::new())) }).await;
-    let watching = async {
-        if follow {
-            // An error means that nobody knows any more: what is there is all there is.
-            let _ = session.runtime.wait(&target.container_id).await;
-            let _ = ended.send(true);
-        }
-        std::future::pending::<()>().await;
-    };
     let copying = async {
         while let Some(chunk) = reader.next().await {
             match chunk {
@@ -148,7 +138,6 @@ async fn log(
     };
     let last = tokio::select! {
         last = copying => last,
-        () = watching => None,
         () = gone(&mut down) => None,
     };
     if let Some(last) = last {
