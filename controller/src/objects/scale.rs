@@ -54,7 +54,7 @@ mod tests {
         let object = json!({
             "metadata": {"name": "web", "namespace": "default", "uid": "u", "resourceVersion": "5"},
             "spec": {"replicas": 3, "selector": {"matchLabels": {"b": "2", "a": "1"}, "matchExpressions": [
-                {"key": "c", "operator": "In", "values": ["y", "x"]}, {"key": "d", "operator": "DoesNotExist"},
+                {"key": "c", "operator": "In", "values": ["x", "y"]}, {"key": "d", "operator": "DoesNotExist"},
             ]}},
             "status": {"replicas": 2},
         });
