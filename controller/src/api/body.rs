@@ -1,18 +1,21 @@
-//! Request bodies: bounded in size and time, JSON only.
+//! Request bodies: bounded in size and time, in JSON or protobuf.
 
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
 use berth_controller_core::status::Status;
-use berth_controller_schema::{Strictness, parse};
+use berth_controller_schema::{Schema, Strictness, parse};
 use bytes::Bytes;
 use http::header;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
 
+use super::protobuf;
 use super::query::Query;
 use crate::objects::{DeleteOptions, Options, Propagation};
+
+const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 
 /// As Kubernetes: 3 MiB.
 pub const LIMIT: usize = 3 * 1024 * 1024;
@@ -45,10 +48,24 @@ pub fn media_type(request: &Request) -> String {
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
+/// What a body is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    pub kind: &'a str,
+    pub version: &'a str,
+    /// The type's name in the schema.
+    pub r#type: &'a str,
+}
+
 /// Reads an object. Repeated fields are warned of or refused as `options` says.
-pub async fn object(request: Request, kind: &str, version: &str, options: &Options) -> Result<Value, Status> {
-    check_json(&media_type(&request))?;
+pub async fn object(request: Request, expected: Expected<'_>, options: &Options) -> Result<Value, Status> {
+    let Expected { kind, version, r#type } = expected;
+    let media_type = media_type(&request);
+    check(&media_type)?;
     let body = read(request.into_body()).await?;
+    if media_type == protobuf::MEDIA_TYPE {
+        return from_protobuf(r#type, &body);
+    }
     let (value, repeated) =
         parse(&body).map_err(|e| Status::bad_request(format!("couldn't get version/kind; {e}")))?;
     if !repeated.is_empty() {
@@ -64,13 +81,17 @@ pub async fn object(request: Request, kind: &str, version: &str, options: &Optio
     Ok(value)
 }
 
-fn check_json(media_type: &str) -> Result<(), Status> {
+fn from_protobuf(r#type: &str, body: &[u8]) -> Result<Value, Status> {
+    protobuf::decode(Schema::get(), r#type, body).map_err(|e| Status::bad_request(e.to_string()))
+}
+
+fn check(media_type: &str) -> Result<(), Status> {
     match media_type {
-        "" | "application/json" => Ok(()),
+        "" | "application/json" | protobuf::MEDIA_TYPE => Ok(()),
         _ => Err(Status::new(
             415,
             "UnsupportedMediaType",
-            "the body of the request was in an unknown format - accepted media types include: application/json",
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/vnd.kubernetes.protobuf",
         )),
     }
 }
@@ -111,7 +132,10 @@ pub async fn delete_options(request: Request, query: &Query) -> Result<DeleteOpt
     let value = if body.is_empty() {
         Value::Null
     } else {
-        check_json(&media_type)?;
+        check(&media_type)?;
+        if media_type == protobuf::MEDIA_TYPE {
+            return read_delete_options(&from_protobuf(DELETE_OPTIONS, &body)?, query);
+        }
         parse(&body).map_err(|e| Status::bad_request(format!("couldn't get version/kind; {e}")))?.0
     };
     read_delete_options(&value, query)

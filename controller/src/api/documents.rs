@@ -15,7 +15,8 @@ use super::route::Target;
 use super::{discovery, respond};
 use crate::objects::scale;
 
-const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Not the name it is asked for with, whose `@` no parser of media types takes.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// The documents of all kinds.
 pub fn openapi(schema: &'static Schema) -> OpenApi {

@@ -8,6 +8,7 @@ pub mod discovery;
 mod documents;
 mod health;
 mod list;
+mod protobuf;
 pub mod query;
 pub mod remote_command;
 mod respond;

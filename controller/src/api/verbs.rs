@@ -108,7 +108,7 @@ async fn create(state: &State, place: &Place, query: &Query, request: Request) -
     let form = negotiate(request.headers(), Offer::Objects)?;
     let include = include(query)?;
     let options = body::options(query)?;
-    let value = body::object(request, place.kind.kind, place.kind.version, &options).await?;
+    let value = body::object(request, expected(place.kind, None), &options).await?;
     let object = state.objects.create(place.kind, place.namespace(), value, &options).await?;
     let mut response = list::one(place.kind, &object, form, include, StatusCode::CREATED);
     respond::warn(&mut response, &options.warnings.take());
@@ -139,11 +139,7 @@ async fn item(
         Method::GET if readable => Ok(answer(&*state.objects.get(kind, place.namespace(), name)?)),
         Method::PUT => {
             let options = body::options(query)?;
-            let (title, version) = match sub {
-                Some(Subresource::Scale) => ("Scale", "v1"),
-                _ => (kind.kind, kind.version),
-            };
-            let value = body::object(request, title, version, &options).await?;
+            let value = body::object(request, expected(kind, sub), &options).await?;
             let object = state.objects.update(kind, sub, place.namespace(), name, value, &options).await?;
             let mut response = answer(&object);
             respond::warn(&mut response, &options.warnings.take());
@@ -168,6 +164,14 @@ async fn item(
             })
         }
         _ => Err(respond::no_such_method()),
+    }
+}
+
+/// What a body for this place is to be.
+fn expected(kind: &Kind, sub: Option<Subresource>) -> body::Expected<'_> {
+    match sub {
+        Some(Subresource::Scale) => body::Expected { kind: "Scale", version: "v1", r#type: scale::SCHEMA },
+        _ => body::Expected { kind: kind.kind, version: kind.version, r#type: kind.schema },
     }
 }
 
