@@ -9,6 +9,7 @@ pub mod join;
 pub mod logs;
 pub mod network;
 pub mod node_status;
+mod notify;
 pub mod pods;
 pub mod runtime;
 pub mod session;

@@ -15,7 +15,10 @@ use std::{
 use tokio::time::Instant;
 use tree::{Hierarchy, hierarchies};
 
-use crate::runtime::spec::{quota, shares};
+use crate::{
+    notify::Changes,
+    runtime::spec::{quota, shares},
+};
 
 /// What went wrong, with the path.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -109,7 +112,7 @@ impl Cgroups {
             _ => None,
         };
         loop {
-            let events = unified.as_deref().and_then(Changes::of);
+            let events = unified.as_deref().and_then(watch);
             if self.is_empty(uid).await? {
                 return Ok(true);
             }
@@ -229,35 +232,21 @@ fn settings(hierarchy: &Hierarchy, limits: &PodLimits) -> Vec<(&'static str, Str
 pub(crate) async fn oom_killed(container_path: &str) -> bool {
     let path = container_path.to_owned();
     let look = move || -> io::Result<bool> {
-        for hierarchy in hierarchies()?.iter().filter(|hierarchy| hierarchy.has("memory")) {
-            let file = if hierarchy.v2 { "memory.events" } else { "memory.oom_control" };
-            let text = std::fs::read_to_string(hierarchy.dir(&path).join(file))?;
-            let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-            return Ok(kills.is_some_and(|kills| kills.trim() != "0"));
-        }
-        Ok(false)
+        let all = hierarchies()?;
+        let Some(hierarchy) = all.iter().find(|hierarchy| hierarchy.has("memory")) else { return Ok(false) };
+        let file = if hierarchy.v2 { "memory.events" } else { "memory.oom_control" };
+        let text = std::fs::read_to_string(hierarchy.dir(&path).join(file))?;
+        let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        Ok(kills.is_some_and(|kills| kills.trim() != "0"))
     };
     tokio::task::spawn_blocking(move || look().unwrap_or(false)).await.unwrap_or(false)
 }
 
-/// The kernel's notices that a file of a cgroup has changed.
-struct Changes(tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>);
-
-impl Changes {
-    /// None where there is nothing to watch (any more).
-    fn of(path: &Path) -> Option<Changes> {
-        use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
-        inotify.add_watch(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF).ok()?;
-        tokio::io::unix::AsyncFd::with_interest(inotify.into(), tokio::io::Interest::READABLE)
-            .ok()
-            .map(Changes)
-    }
-
-    async fn next(&self) {
-        // What it says does not matter: the state is looked at anyway, with a new watch.
-        let _ = self.0.readable().await;
-    }
+/// None where there is nothing to watch (any more).
+fn watch(path: &Path) -> Option<Changes> {
+    let changes = Changes::new().ok()?;
+    changes.watch(path).ok()?;
+    Some(changes)
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> CgroupError + use<> {

@@ -12,14 +12,14 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::{
         socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
-        statfs::statfs,
+        statfs::{FsType, statfs},
     },
 };
 
 use super::{NetworkError, PodNamespaces};
 
 /// From linux/magic.h; nix does not have it.
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
 /// All three are pinned and /dev/shm is mounted.
 pub(super) fn is_pinned(dir: &Path, names: &PodNamespaces) -> bool {
@@ -29,7 +29,7 @@ pub(super) fn is_pinned(dir: &Path, names: &PodNamespaces) -> bool {
 
 /// Whether a namespace is mounted there.
 pub(super) fn is_namespace(path: &Path) -> bool {
-    statfs(path).is_ok_and(|stat| stat.filesystem_type().0 as i64 == NSFS_MAGIC)
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC)
 }
 
 fn is_mount(parent: &Path, path: &Path) -> bool {

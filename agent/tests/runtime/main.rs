@@ -1,0 +1,4 @@
+//! The agent's hands against a real containerd, runc and CNI. Run as root.
+
+mod containers;
+mod host;
