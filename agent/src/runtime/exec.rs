@@ -143,8 +143,10 @@ impl Runtime {
         let exec_id = exec_id();
         let fifos = Fifos::new(&self.inner.config.state_dir, &exec_id)?;
         let stdin = if spec.stdin { Some(fifos.make("stdin")?) } else { None };
-        let stdout = if spec.stdout || spec.tty { Some(fifos.make_output("stdout")?) } else { None };
-        let stderr = if spec.stderr && !spec.tty { Some(fifos.make_output("stderr")?) } else { None };
+        // The shim takes all or none of them, so what nobody asked for is made and emptied; a tty has but one.
+        let any = spec.stdin || spec.stdout || spec.stderr || spec.tty;
+        let stdout = if any { Some(fifos.make_output("stdout")?) } else { None };
+        let stderr = if any && !spec.tty { Some(fifos.make_output("stderr")?) } else { None };
         let path_of =
             |output: &Option<(PathBuf, pipe::Receiver)>| output.as_ref().map(|(path, _)| path.clone());
         let paths = Paths { stdin: stdin.clone(), stdout: path_of(&stdout), stderr: path_of(&stderr) };
@@ -155,7 +157,9 @@ impl Runtime {
         };
         // All that need them have them open.
         drop(fifos);
-        Ok(Exec { stdin, stdout: stdout.map(|(_, r)| r), stderr: stderr.map(|(_, r)| r), control })
+        let stdout = keep(stdout, spec.stdout || spec.tty);
+        let stderr = keep(stderr, spec.stderr);
+        Ok(Exec { stdin, stdout, stderr, control })
     }
 
     /// Runs a probe's or hook's command: no stdin, output kept up to a bound (and drained beyond it), killed at
@@ -168,7 +172,7 @@ impl Runtime {
     ) -> Result<Captured, RuntimeError> {
         let exec_id = exec_id();
         let fifos = Fifos::new(&self.inner.config.state_dir, &exec_id)?;
-        // One FIFO for both: the shim knows this case, and the order of what is written is kept.
+        // One FIFO for both: the shim knows this case.
         let (path, mut output) = fifos.make_output("output")?;
         let spec = ExecSpec { command: command.to_vec(), ..ExecSpec::default() };
         let paths = Paths { stdin: None, stdout: Some(path.clone()), stderr: Some(path) };
@@ -283,6 +287,16 @@ async fn open_stdin(path: &Path, control: &ExecControl) -> Result<Option<pipe::S
         }
     }
     Ok(None)
+}
+
+/// The stream if it is wanted; otherwise what comes out of it is thrown away.
+fn keep(output: Option<(PathBuf, pipe::Receiver)>, wanted: bool) -> Option<pipe::Receiver> {
+    let (_, mut receiver) = output?;
+    if wanted {
+        return Some(receiver);
+    }
+    tokio::spawn(async move { while read_some(&mut receiver, &mut Vec::new(), 0).await {} });
+    None
 }
 
 /// False at the end.

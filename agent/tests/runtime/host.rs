@@ -29,6 +29,9 @@ pub fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
         let inside = || {
             unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
             run("mount", &["--make-rprivate", "/"]);
+            // Shims' sockets and runc's state are always there, whatever containerd's own directories are.
+            fs::create_dir_all("/run/containerd").unwrap();
+            run("mount", &["-t", "tmpfs", "tmpfs", "/run/containerd"]);
             run("ip", &["link", "set", "lo", "up"]);
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

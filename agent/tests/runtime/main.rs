@@ -1,4 +1,6 @@
 //! The agent's hands against a real containerd, runc and CNI. Run as root.
 
 mod containers;
+mod exec;
 mod host;
+mod network;
