@@ -175,7 +175,6 @@ fn backwards(file: &File, mut visit: impl FnMut(u64, bool) -> bool) -> io::Resul
         file.read_exact_at(&mut block, start)?;
         let size = block.len();
         block.extend_from_slice(&behind);
-        let mut line_end = size;
         for at in (0..=size).rev() {
             let begins = match at {
                 0 => start == 0,
