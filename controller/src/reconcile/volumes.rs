@@ -63,6 +63,7 @@ impl Shelf {
 }
 
 const BOUND: &str = r#""phase":"Bound""#;
+const FAILED: &str = r#""phase":"Failed""#;
 
 /// Whether this text occurs in the object's JSON: a cheap way not to parse what cannot matter.
 fn mentions(object: &Object, text: &str) -> bool {
@@ -172,6 +173,19 @@ pub(super) async fn run(context: Context) {
             Seen::All(_) => {}
             Seen::Changed(_) => add_claims(),
         }),
+        // A host that is back can do what it could not be asked to do.
+        follow(&store, Scope::all("nodes"), |seen| match seen {
+            Seen::All(_) => {}
+            Seen::Changed(event) => {
+                let was_ready = event.previous.as_ref().is_some_and(|node| node_ready(&node.value()));
+                if event.kind != EventKind::Deleted && !was_ready && node_ready(&event.object.value()) {
+                    let volumes = store.list(&Scope::all(VOLUMES.plural)).objects;
+                    for volume in volumes.iter().filter(|v| mentions(v, FAILED)) {
+                        queue.add(Work::Volume(volume.key.name.clone()));
+                    }
+                }
+            }
+        }),
         // A pod that was removed by force has stopped after all.
         follow(&store, Scope::all(identity::RESOURCE), |seen| match seen {
             Seen::All(_) => {}
@@ -198,8 +212,13 @@ pub(super) async fn run(context: Context) {
     );
 }
 
+fn node_ready(node: &Value) -> bool {
+    let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+}
+
 fn ended(pod: &Object) -> bool {
-    mentions(pod, r#""phase":"Succeeded""#) || mentions(pod, r#""phase":"Failed""#)
+    mentions(pod, r#""phase":"Succeeded""#) || mentions(pod, FAILED)
 }
 
 fn claims_of(pod: &Value) -> HashSet<String> {

@@ -39,7 +39,12 @@ pub(super) fn make(set: &Set, from: &Template, ordinal: u32) -> Value {
         spec = Value::Object(Map::new());
     }
     spec["hostname"] = name.into();
-    spec["subdomain"] = set.service_name.clone().into();
+    if !set.service_name.is_empty() {
+        spec["subdomain"] = set.service_name.clone().into();
+    } else if let Some(spec) = spec.as_object_mut() {
+        // Without a service there is no domain to be in, whatever the template says.
+        spec.remove("subdomain");
+    }
     let volumes = volumes(set, &spec, ordinal);
     if !volumes.is_empty() {
         spec["volumes"] = volumes.into();
