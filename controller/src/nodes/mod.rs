@@ -165,6 +165,11 @@ impl Nodes {
         self.sessions().contains_key(node)
     }
 
+    /// A node whose agent is connected, for what any of them can do.
+    pub fn any_connected(&self) -> Option<String> {
+        self.sessions().keys().min().cloned()
+    }
+
     /// Makes, archives or removes a volume's directory on a host. `operation_id` is chosen here.
     pub async fn volume(&self, node: &str, mut operation: VolumeOperation) -> Result<(), NodeError> {
         const LIMIT: Duration = Duration::from_secs(60);

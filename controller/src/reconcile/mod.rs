@@ -7,6 +7,7 @@ pub mod events;
 mod feed;
 mod first_start;
 mod garbage;
+mod hosts;
 mod namespaces;
 pub mod queue;
 mod stateful_set;
