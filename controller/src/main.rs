@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +12,18 @@ use axum::Router;
 use berth_controller::api::{self, Api};
 use berth_controller::config::{Given, Settings};
 use berth_controller::control::{self, Control};
+use berth_controller::nodes::{Join, JoinRefused, Joined, Nodes, NodesConfig, Range};
 use berth_controller::objects::Objects;
-use berth_controller::pki::{Pki, ServerNames};
+use berth_controller::pki::{AgentRequest, Pki, ServerNames};
 use berth_controller::reconcile::{self, events::Events, first_start};
 use berth_controller::service::{self, EndSignals};
-use berth_controller::store::Store;
-use berth_controller::tokens::Tokens;
+use berth_controller::store::{Scope, Store};
+use berth_controller::tokens::{TokenError, Tokens};
 use berth_controller_core::claims::{Directory, Provisioners};
+use berth_controller_core::kinds::node::NODE;
 use berth_controller_schema::Schema;
+use berth_proto::volume_operation::{Source, Verb};
+use berth_proto::{DirectorySource, VolumeOperation};
 use clap::{Parser, Subcommand};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -116,6 +121,8 @@ fn serve(settings: Settings) -> Result<()> {
 }
 
 async fn run(settings: Settings) -> Result<()> {
+    let pod_cidr = Range::cluster(&settings.pod_cidr).context("pod-cidr")?;
+    let cluster_domain = settings.cluster_domain.clone();
     let mut signals = EndSignals::new().context("no signals")?;
     let data_dir = &settings.data_dir;
     let unusable = || format!("the data directory {} cannot be used (--data-dir)", data_dir.display());
@@ -126,31 +133,43 @@ async fn run(settings: Settings) -> Result<()> {
     let agents = listen(settings.agent_listen, "agent-listen").await?;
     let names = ServerNames::of_this_host(&settings.cluster_domain, &settings.advertise);
     let pki = Pki::open(data_dir, &names, api.local_addr()?)?;
+    let tls = pki.server_config(&["h2", "http/1.1"])?;
+    let agents_tls = pki.server_config(&["h2"])?;
     let tokens = Tokens::new(store.clone(), pki.authority_pin());
     let control = Control::bind(data_dir).with_context(unusable)?;
 
     let objects = Objects::new(store.clone(), Schema::get());
     first_start(&objects).await.context("what a new controller begins with could not be stored")?;
     let (events, recorded) = Events::new();
-    let provisioners = Arc::new(Provisioners::new(settings.provisioners.clone()));
-    let context =
-        reconcile::Context { objects: objects.clone(), events, provisioners, hosts: Arc::new(NoHosts) };
+    let provisioners = Provisioners::new(settings.provisioners.clone());
+    let config = NodesConfig { pod_cidr, cluster_domain, provisioners: provisioners.clone() };
+    let nodes = Nodes::new(objects.clone(), events.clone(), config);
+    let hosts = Arc::new(Hosts { nodes: nodes.clone(), store: store.clone() });
+    let loops =
+        reconcile::Context { objects: objects.clone(), events, provisioners: Arc::new(provisioners), hosts };
+    let join = Arc::new(Joining { pki, tokens: tokens.clone() });
+    let api_routes = Api::new(objects, nodes.connects(), Router::new());
 
     let stop = CancellationToken::new();
     let (api_at, agents_at) = (api.local_addr()?, agents.local_addr()?);
     let mut parts = JoinSet::new();
     parts.spawn(stop.clone().run_until_cancelled_owned(control.serve(tokens)).map(|_| "the control socket"));
-    let loops = stop.clone().run_until_cancelled_owned(reconcile::run(context, recorded));
-    parts.spawn(loops.map(|_| "the loops"));
-    parts.spawn(
-        api::serve(
-            Api::new(objects, Vec::new(), Router::new()),
-            api,
-            pki.server_config(&["h2", "http/1.1"])?,
-            stop.clone(),
-        )
-        .map(|()| "the API"),
-    );
+    parts.spawn(stop.clone().run_until_cancelled_owned(reconcile::run(loops, recorded)).map(|_| "the loops"));
+    parts.spawn({
+        let (nodes, stop) = (nodes.clone(), stop.clone());
+        async move {
+            nodes.schedule(stop).await;
+            "the scheduler"
+        }
+    });
+    parts.spawn({
+        let stop = stop.clone();
+        async move {
+            nodes.serve(agents, agents_tls, join, stop).await;
+            "the agents' side"
+        }
+    });
+    parts.spawn(api::serve(api_routes, api, tls, stop.clone()).map(|()| "the API"));
 
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -180,12 +199,69 @@ async fn run(settings: Settings) -> Result<()> {
     failed.map_or(Ok(()), |reason| Err(anyhow!(reason)))
 }
 
-/// Until agents are served.
-struct NoHosts;
+/// Exchanges a join token and a signing request for an agent's certificate.
+struct Joining {
+    pki: Pki,
+    tokens: Tokens,
+}
 
-impl reconcile::Hosts for NoHosts {
-    fn remove(&self, _: Option<String>, _: Directory) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(async { Err("no host is connected".to_owned()) })
+impl Join for Joining {
+    fn join<'a>(
+        &'a self,
+        token: &'a str,
+        node: &'a str,
+        request_pem: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<Joined, JoinRefused>> + Send + 'a>> {
+        Box::pin(async move {
+            let request =
+                AgentRequest::from_pem(request_pem).map_err(|e| JoinRefused::Request(e.to_string()))?;
+            self.tokens.redeem(token, node, &request.key_hash()).await.map_err(|e| match e {
+                TokenError::Store(e) => JoinRefused::Unavailable(e.to_string()),
+                TokenError::Invalid(reason) => JoinRefused::Request(reason),
+                refused => JoinRefused::Token(refused.to_string()),
+            })?;
+            let certificate = self
+                .pki
+                .sign_agent(&request, node)
+                .map_err(|e| JoinRefused::Unavailable(format!("no certificate could be made: {e}")))?;
+            info!(node, "a host has joined");
+            Ok(Joined { certificate, authority: self.pki.authority_pem().to_owned() })
+        })
+    }
+}
+
+/// Where the loops have directories removed.
+struct Hosts {
+    nodes: Nodes,
+    store: Store,
+}
+
+impl reconcile::Hosts for Hosts {
+    fn remove(&self, node: Option<String>, directory: Directory) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            let node = match node {
+                Some(node) => node,
+                None => self.any().ok_or("no host is connected")?,
+            };
+            let operation = VolumeOperation {
+                verb: Verb::Remove.into(),
+                source: Some(Source::Directory(DirectorySource {
+                    root: directory.root,
+                    name: directory.name,
+                    ..DirectorySource::default()
+                })),
+                ..VolumeOperation::default()
+            };
+            self.nodes.volume(&node, operation).await.map_err(|e| e.to_string())
+        })
+    }
+}
+
+impl Hosts {
+    /// A host that is connected.
+    fn any(&self) -> Option<String> {
+        let nodes = self.store.list(&Scope::all(NODE.plural)).objects;
+        nodes.iter().map(|node| &node.key.name).find(|name| self.nodes.connected(name)).cloned()
     }
 }
 
