@@ -222,6 +222,12 @@ impl Host {
         Pod { host: self, uid: uid.into() }
     }
 
+    /// As containerd does it by itself every now and then.
+    pub fn collect_garbage(&self) {
+        self.containerd.ctr(&["-n", "berth", "leases", "create", "--id", "nothing"]);
+        self.containerd.ctr(&["-n", "berth", "leases", "delete", "--sync", "nothing"]);
+    }
+
     /// What is left in containerd of ours, in words.
     pub fn leftovers(&self) -> Vec<String> {
         let mut left = Vec::new();

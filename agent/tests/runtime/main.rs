@@ -5,4 +5,6 @@
 mod containers;
 mod exec;
 mod host;
+mod images;
 mod network;
+mod restarts;

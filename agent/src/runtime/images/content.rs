@@ -147,6 +147,13 @@ pub(crate) async fn share(
         let mut writer = Writer::new(client).await?;
         match writer.begin(digest, size).await {
             Err(RuntimeError::AlreadyExists(_)) => {}
+            // Another namespace has it: the ingestion begins at its end, and only has to be committed.
+            Ok(()) if writer.offset == size && size > 0 => {
+                match writer.commit(digest, size, labels.clone()).await {
+                    Ok(()) | Err(RuntimeError::AlreadyExists(_)) => {}
+                    Err(other) => return Err(other),
+                }
+            }
             Ok(()) => {
                 writer.abort().await;
                 return Ok(false);

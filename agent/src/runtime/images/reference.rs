@@ -11,6 +11,10 @@ use super::super::ImageError;
 pub(crate) fn normalise(name: &str) -> Result<Reference, ImageError> {
     let invalid = |message: String| ImageError::InvalidName { name: name.to_owned(), message };
     let parsed: Reference = name.parse().map_err(|e: oci_client::ParseError| invalid(e.to_string()))?;
+    // `UPPER/case` reads like a host without a dot; as a repository it is none.
+    if parsed.repository().bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err(invalid("repository name must be lowercase".into()));
+    }
     Ok(match parsed.digest() {
         Some(digest) => parsed.clone_with_digest(digest.to_owned()),
         None => parsed,
@@ -90,7 +94,7 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused() {
-        for bad in ["", "UPPER", "a b", "busybox:", "x@sha256:12", "http://x/y", ":tag"] {
+        for bad in ["", "UPPER", "UPPER/case", "a b", "busybox:", "x@sha256:12", "http://x/y", ":tag"] {
             assert!(matches!(normalise(bad), Err(ImageError::InvalidName { .. })), "{bad:?}");
         }
     }
