@@ -8,3 +8,4 @@ mod host;
 mod images;
 mod network;
 mod restarts;
+mod speed;
