@@ -8,8 +8,11 @@ use axum::response::Response;
 use berth_controller_core::kinds::Kind;
 use berth_controller_core::status::Status;
 use futures_util::future::BoxFuture;
+use serde_json::Value;
 
+use super::body;
 use super::query::Query;
+use crate::objects::Options;
 use crate::store::Object;
 
 /// A registered subresource.
@@ -40,6 +43,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// The body as an object of this type of the schema (JSON or protobuf), for what is posted (`Eviction`).
+    pub async fn body(self, kind: &str, version: &str, r#type: &str) -> Result<Value, Status> {
+        body::object(self.request, body::Expected { kind, version, r#type }, &Options::default()).await
+    }
+
     /// The request as a WebSocket's, or the BadRequest that says it is none.
     pub async fn websocket(self) -> Result<WebSocketUpgrade, Status> {
         let (mut parts, _body) = self.request.into_parts();

@@ -56,7 +56,13 @@ fn resource(kind: &Kind) -> Resource {
 
 /// Serves a request for a document; `address` is where clients find this server.
 pub fn serve(openapi: &OpenApi, target: &Target, request: &Request) -> Result<Response, Status> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    let known = match target {
+        Target::Unknown | Target::Objects(_) => false,
+        Target::Group(group) => discovery::group(group).is_some(),
+        Target::Resources { group, version } => discovery::resource_list(group, version).is_some(),
+        _ => true,
+    };
+    if known && !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(respond::no_such_method());
     }
     let headers = request.headers();

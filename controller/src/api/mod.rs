@@ -12,6 +12,7 @@ mod protobuf;
 pub mod query;
 pub mod remote_command;
 mod respond;
+mod reviews;
 mod route;
 mod select;
 mod server;
@@ -81,6 +82,10 @@ async fn dispatch(state: &State, request: Request) -> Result<Response, Status> {
     if let Some(response) = health::answer(request.uri().path(), &query) {
         return Ok(response);
     }
+    let request = match reviews::serve(request).await {
+        Ok(answer) => return answer,
+        Err(request) => request,
+    };
     match route::target(request.uri().path()) {
         route::Target::Objects(place) => verbs::serve(state, place, request).await,
         target => documents::serve(&state.openapi, &target, &request),
