@@ -12,5 +12,6 @@ pub mod node_status;
 mod notify;
 pub mod pods;
 pub mod runtime;
+pub mod service;
 pub mod session;
 pub mod streams;

@@ -131,7 +131,7 @@ impl Ledger {
         for (uid, epoch, stopped) in others {
             if !stopped {
                 messages.extend(self.say_stop(name, &uid, epoch, 0, String::new(), "not held"));
-            } else if life.is_none_or(|l| l.uid != uid) {
+            } else if held.record.is_some() || life.is_none_or(|l| l.uid != uid) {
                 // A pod that has ended by itself keeps its logs for as long as its object is there.
                 messages.push(Message::Forget(reference(name, &uid, epoch)));
                 self.drop_entry(name, &uid);

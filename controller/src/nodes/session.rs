@@ -388,6 +388,11 @@ async fn hear(
 /// A life is over: its record is freed, its object goes if it was being deleted, and the agent may forget.
 async fn free(nodes: &Nodes, node: &str, pod: PodRef, notes: &mpsc::Sender<Note>) -> Result<(), Ended> {
     let name = Name::new(&pod.namespace, &pod.name);
+    // First: what the record's end is to the other half depends on it.
+    let note = Note::Stopped { name: name.clone(), uid: pod.uid.clone(), epoch: pod.epoch };
+    if notes.send(note).await.is_err() {
+        return Err(Ended::Closed);
+    }
     let from = Reporter { node, uid: &pod.uid, epoch: pod.epoch };
     let freed =
         records::stopped(&nodes.inner.store, &name, &from).await.map_err(|e| Ended::Store(e.to_string()))?;
@@ -395,7 +400,6 @@ async fn free(nodes: &Nodes, node: &str, pod: PodRef, notes: &mpsc::Sender<Note>
     if freed == Freed::PodLeft {
         nodes.grace_is_over(&name, &pod.uid).await.map_err(|status| Ended::Store(status.message))?;
     }
-    let _ = notes.send(Note::Stopped { name, uid: pod.uid, epoch: pod.epoch }).await;
     Ok(())
 }
 
