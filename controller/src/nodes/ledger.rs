@@ -75,9 +75,15 @@ impl Ledger {
         self.users.get(of).into_iter().flatten().cloned().collect()
     }
 
-    /// What is to be said about a name now, in order.
-    pub fn review(&mut self, name: &Name, store: &Store, place: &Place, now: Timestamp) -> Vec<Message> {
-        let held = world::held(store, name);
+    /// What is to be said about a name now, in order; `held` is what is stored under it.
+    pub fn review(
+        &mut self,
+        name: &Name,
+        held: &Held,
+        store: &Store,
+        place: &Place,
+        now: Timestamp,
+    ) -> Vec<Message> {
         let restore = world::restore(store);
         let pod = held.pod.as_ref().map(|o| o.value());
         let life = pod.as_ref().map(|p| Life::of(p, now));
@@ -113,7 +119,7 @@ impl Ledger {
                 (Desired::Run | Desired::Wait, _) => {}
             }
         }
-        self.review_others(name, &held, life.as_ref(), &mut messages);
+        self.review_others(name, held, life.as_ref(), &mut messages);
         messages
     }
 

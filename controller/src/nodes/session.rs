@@ -208,7 +208,7 @@ impl Teller {
         };
         send(out, ToAgent::Welcome(welcome)).await?;
         let mut dirty = self.everything(store);
-        self.review(&mut dirty, nodes, out, &place).await?;
+        self.review(&mut dirty, &mut heard, nodes, out, &place).await?;
         send(out, ToAgent::Synced(Synced {})).await?;
 
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
@@ -218,10 +218,7 @@ impl Teller {
                 _ = heartbeat.tick() => send(out, ToAgent::Heartbeat(Heartbeat {})).await?,
                 note = heard.recv() => match note {
                     None => return Ok(()),
-                    Some(Note::Stopped { name, uid, epoch }) => {
-                        self.ledger.stopped(&name, &uid, epoch);
-                        dirty.insert(name);
-                    }
+                    Some(note) => self.heard(note, &mut dirty),
                 },
                 events = self.watches.next() => match events {
                     Ok(events) => {
@@ -241,8 +238,14 @@ impl Teller {
                     }
                 },
             }
-            self.review(&mut dirty, nodes, out, &place).await?;
+            self.review(&mut dirty, &mut heard, nodes, out, &place).await?;
         }
+    }
+
+    fn heard(&mut self, note: Note, dirty: &mut BTreeSet<Name>) {
+        let Note::Stopped { name, uid, epoch } = note;
+        self.ledger.stopped(&name, &uid, epoch);
+        dirty.insert(name);
     }
 
     /// Every name this node may have to hear about.
@@ -276,12 +279,19 @@ impl Teller {
     async fn review(
         &mut self,
         dirty: &mut BTreeSet<Name>,
+        heard: &mut mpsc::Receiver<Note>,
         nodes: &Nodes,
         out: &Out,
         place: &berth_controller_core::resolve::Place,
     ) -> Result<(), Ended> {
-        for name in std::mem::take(dirty) {
-            for message in self.ledger.review(&name, &nodes.inner.store, place, Timestamp::now()) {
+        let store = &nodes.inner.store;
+        while let Some(name) = dirty.pop_first() {
+            let held = world::held(store, &name);
+            // A note is passed on before the record goes: whoever has seen the record gone finds it here.
+            while let Ok(note) = heard.try_recv() {
+                self.heard(note, dirty);
+            }
+            for message in self.ledger.review(&name, &held, store, place, Timestamp::now()) {
                 send(out, message).await?;
             }
         }
