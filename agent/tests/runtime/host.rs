@@ -254,11 +254,8 @@ impl Drop for Host {
     fn drop(&mut self) {
         // What runs in our cgroups, whatever a failed test has left. The namespaces go with this process.
         let mut dirs = vec![];
-        for base in ["/sys/fs/cgroup".to_owned()] {
-            dirs.extend(
-                fs::read_dir(base).into_iter().flatten().flatten().map(|e| e.path().join(&self.parent[1..])),
-            );
-        }
+        let base = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        dirs.extend(base.map(|entry| entry.path().join(&self.parent[1..])));
         dirs.push(Path::new("/sys/fs/cgroup").join(&self.parent[1..]));
         for pid in self.containerd.shims() {
             let _ =

@@ -104,3 +104,23 @@ fn logs_go_on_without_containerd_and_are_whole() {
         assert_eq!(host.leftovers(), Vec::<String>::new());
     });
 }
+
+#[test]
+fn a_shim_that_is_killed_is_an_end_of_its_containers() {
+    on_a_host(|| async {
+        let (host, image) = Host::with_image().await;
+        let pod = host.pod("shim").await;
+        let spec = pod.container("main", &image, "sleep 1000");
+        host.runtime.create(&spec).await.unwrap();
+        host.runtime.start(&spec.id).await.unwrap();
+        for pid in host.containerd.shims() {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                .unwrap();
+        }
+        let exit = host.runtime.wait(&spec.id).await.unwrap();
+        assert!(exit.code == 255 || exit.code == 137, "{exit:?}");
+        host.runtime.remove(&spec.id).await.unwrap();
+        pod.end().await;
+        assert_eq!(host.leftovers(), Vec::<String>::new());
+    });
+}

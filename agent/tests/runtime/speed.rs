@@ -171,8 +171,8 @@ fn from_nothing_to_running() {
 
         let mut times = Times::default();
         for round in 0..ROUNDS {
-            ours(&host, &image, &format!("ours-{round}"), &mut times).await;
-            floor(&host, &image, &format!("floor-{round}"), spec.as_bytes(), &mut times).await;
+            Box::pin(ours(&host, &image, &format!("ours-{round}"), &mut times)).await;
+            Box::pin(floor(&host, &image, &format!("floor-{round}"), spec.as_bytes(), &mut times)).await;
         }
         for (name, times) in times.0 {
             report(name, times);
