@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use berth_proto::{Assignment, Container as Spec};
 
-use crate::container::{Container, Phase, Running, Work};
+use crate::container::{Container, Phase, Progress, Running, Work};
 use crate::observed::{LEAST_AFTER_PRE_STOP, Observed, wants_restart};
 use crate::probe::Kind;
 use crate::step::Step;
@@ -224,6 +224,13 @@ impl<'a> Plan<'a> {
         let Some(at) = self.launch_at(spec, container) else { return };
         if at > self.now {
             return steps.wake(at);
+        }
+        if let Progress::Failed { at, .. } = &container.image.state {
+            // The status changes with time alone.
+            let shown = *at + crate::status::ERROR_SHOWN;
+            if shown > self.now {
+                steps.wake(shown);
+            }
         }
         let (name, image) = (spec.name.clone(), spec.image.clone());
         steps.work(&container.image, self.now, || match container.pull {

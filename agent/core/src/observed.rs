@@ -649,6 +649,7 @@ impl Container {
         }
         let Phase::Running(running) = &mut self.phase else { return };
         let stopping = running.stopping.take();
+        let exit = crate::step::Exit { started: running.since.min(exit.at), ..exit };
         self.phase = Phase::Ended(Ended {
             attempt,
             made: std::mem::take(&mut running.made),

@@ -1,12 +1,16 @@
 //! The pod's status as Kubernetes words it.
 
+use std::time::Duration;
+
 use berth_proto::container_state::{self, Running, Terminated, Waiting};
 use berth_proto::{Assignment, Condition, Container as Spec, ContainerState, ContainerStatus, PodStatus};
 
-use crate::backoff;
 use crate::container::{self, Container, Ended, Phase, Progress};
 use crate::observed::{Observed, wants_restart};
 use crate::time::{Time, words};
+
+/// A failed pull is shown as such for so long, then as the back-off it waits in.
+pub(crate) const ERROR_SHOWN: Duration = Duration::from_secs(5);
 
 /// The status now. `conditions[].last_transition_ms` is `now`: [`Publisher`] keeps the former ones.
 /// `host_ip` is the driver's to fill in.
@@ -132,19 +136,20 @@ fn container_status(
                 None => container_state::State::Terminated(terminated(ended, uid, &spec.name)),
             }
         }
-        _ if ending && last.is_some() => {
-            let ended = last.take();
-            match ended {
-                Some(ended) => container_state::State::Terminated(terminated(ended, uid, &spec.name)),
-                None => waiting(usual()),
-            }
-        }
         _ => {
             if let Some(last) = last {
                 status.image_id.clone_from(&last.made.image_id);
                 status.container_id = named(last.attempt);
             }
-            waiting(trouble(spec, container, now).unwrap_or_else(usual))
+            match (trouble(spec, container, now).filter(|_| !ending), last) {
+                (Some(trouble), _) => waiting(trouble),
+                // Until the next one runs, how the last one ended is all there is to say.
+                (None, Some(ended)) => {
+                    last = None;
+                    container_state::State::Terminated(terminated(ended, uid, &spec.name))
+                }
+                (None, None) => waiting(usual()),
+            }
         }
     };
     status.state = Some(ContainerState { state: Some(state) });
@@ -197,8 +202,7 @@ fn image_trouble(container: &Container, now: Time) -> Option<(String, String)> {
     let Progress::Failed { fault, at, retry } = &container.image.state else { return None };
     let reason = match fault.reason {
         Some(reason) => reason,
-        // Shown long enough to be seen, then what it is waiting for.
-        None if now.since(*at) < backoff::FIRST / 2 || *retry <= now => "ErrImagePull",
+        None if now.since(*at) < ERROR_SHOWN || *retry <= now => "ErrImagePull",
         None => "ImagePullBackOff",
     };
     Some((reason.to_owned(), fault.message.clone()))

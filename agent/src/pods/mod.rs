@@ -4,17 +4,41 @@
 //! What this module must never do: start a life of a pod that is older than one it has seen, report a pod
 //! as stopped while anything of it is left, or let one pod's trouble hold up another pod.
 
+mod adopt;
+mod clock;
+mod driver;
+mod etc;
+mod host;
 mod outbox;
+#[cfg(test)]
+mod tests;
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use berth_agent_core::{Admission, Fence, Observed};
+use berth_proto::{
+    Assignment, PodInventory, PodRef, PodStatus, Stop, VolumeOperation, VolumeResult, Welcome,
+};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
-use berth_proto::{Assignment, PodInventory, PodRef, Stop, VolumeOperation, VolumeResult, Welcome};
-
+pub use clock::Clock;
+use driver::{Driver, Shared, Surroundings};
+pub use host::{FoundContainer, Host, RealHost, Subjects, Survey, labels};
 pub use outbox::Outbox;
+
+use crate::cgroup::Cgroups;
+use crate::network::Network;
+use crate::runtime::Runtime;
+use crate::state::{State, StateError};
+use crate::volumes::Volumes;
+
+/// A volume operation is given this long.
+const OPERATION: Duration = Duration::from_secs(120);
 
 /// Where things are and what this host is called.
 #[derive(Clone, Debug)]
@@ -25,6 +49,20 @@ pub struct PodsConfig {
     pub run_dir: PathBuf,
     /// `status.hostIP` of every pod; the first is the main one.
     pub host_ips: Vec<IpAddr>,
+}
+
+/// Why the pods of this host cannot be taken care of.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The state file.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A directory.
+    #[error("{path}: {cause}")]
+    Io { path: PathBuf, cause: std::io::Error },
+    /// What runs here cannot be listed.
+    #[error("what runs on this host cannot be told: {0}")]
+    Survey(String),
 }
 
 /// What the agent must know of a pod to attach to one of its containers.
@@ -58,53 +96,308 @@ pub enum TargetError {
     NotThere { pod: String, container: String, why: String },
 }
 
-/// The pods of this host. A cheap handle; all methods return at once and never wait for a pod.
+/// The pods of this host. A cheap handle; all methods return at once and never wait for a pod. When the last
+/// handle is dropped, the drivers end where they are: the pods themselves run on.
 #[derive(Clone)]
 pub struct Pods {
-    outbox: Arc<Outbox>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: PodsConfig,
+    volumes: Volumes,
+    around: Surroundings,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    fence: Fence,
+    /// By uid: everything this host holds anything of.
+    pods: BTreeMap<String, Life>,
+    /// By (namespace, name): the next life, waiting for the former to be gone.
+    behind: HashMap<(String, String), Assignment>,
+}
+
+struct Life {
+    shared: Arc<Shared>,
+    driver: AbortHandle,
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
 }
 
 impl Pods {
-    /// What goes out to the controller: statuses (latest wins), stopped reports and events.
-    pub fn outbox(&self) -> Arc<Outbox> {
-        self.outbox.clone()
+    /// Takes up what this host holds: waits for containerd, adopts what runs, and cleans what nobody knows.
+    pub async fn open(
+        config: PodsConfig,
+        runtime: Runtime,
+        network: Network,
+        cgroups: Cgroups,
+    ) -> Result<Pods, OpenError> {
+        let clock = Clock::start();
+        let host = RealHost::new(runtime, network, cgroups, config.data_dir.clone(), clock);
+        Pods::open_with(config, Arc::new(host), clock).await
     }
 
-    /// A session is open: pods found after a reboot may start again once their assignment comes.
-    pub fn welcome(&self, _welcome: &Welcome) {}
+    /// As [`Pods::open`], with another host to do the steps.
+    pub async fn open_with(config: PodsConfig, host: Arc<dyn Host>, clock: Clock) -> Result<Pods, OpenError> {
+        let io = |path: PathBuf| move |cause| OpenError::Io { path, cause };
+        for part in ["pods", "logs", "volumes"] {
+            let path = config.data_dir.join(part);
+            tokio::fs::create_dir_all(&path).await.map_err(io(path))?;
+        }
+        let opened = State::open(config.data_dir.join("state.json")).await?;
+        let around = Surroundings {
+            host: host.clone(),
+            state: opened.state,
+            outbox: Arc::default(),
+            clock,
+            host_ips: config.host_ips.iter().map(ToString::to_string).collect(),
+        };
+        let survey = host.survey().await.map_err(OpenError::Survey)?;
+        let held = Held { fence: opened.fence, ..Held::default() };
+        let volumes = Volumes::new(&config.data_dir);
+        let pods = Pods { inner: Arc::new(Inner { config, volumes, around, held: Mutex::new(held) }) };
+        pods.adopt(opened.pods, survey, opened.rebooted);
+        Ok(pods)
+    }
+
+    /// What goes out to the controller: statuses (latest wins), stopped reports and events.
+    pub fn outbox(&self) -> Arc<Outbox> {
+        self.inner.around.outbox.clone()
+    }
+
+    /// A session is open. What may start is said by the assignments that follow.
+    pub fn welcome(&self, welcome: &Welcome) {
+        let highest = self.inner.held().fence.seen().map(|(_, epoch)| *epoch).max().unwrap_or(0);
+        if welcome.epoch_floor < highest {
+            tracing::warn!(
+                controller = welcome.epoch_floor,
+                seen = highest,
+                "the controller knows only older epochs than this host has seen: was it restored from a back-up? \
+                 Pods it assigns with older epochs are not started"
+            );
+        }
+    }
 
     /// Runs this life of the pod, or takes over what has changed in its assignment.
-    pub fn apply(&self, _assignment: Assignment) {}
+    pub fn apply(&self, assignment: Assignment) {
+        let Some(pod) = assignment.pod.clone() else { return };
+        let mut held = self.inner.held();
+        let same_name = held.lives_of(&pod);
+        let refs: Vec<&PodRef> = same_name.iter().map(|shared| &shared.pod).collect();
+        let admission = held.fence.admit(&pod, refs);
+        match admission {
+            Admission::Update => {
+                if let Some(life) = held.pods.get(&pod.uid) {
+                    life.shared.apply(assignment);
+                }
+            }
+            Admission::Start => {
+                self.inner.around.state.put_fence(&held.fence);
+                self.start(&mut held, assignment);
+            }
+            Admission::Behind => {
+                self.inner.around.state.put_fence(&held.fence);
+                for former in same_name {
+                    // The controller has moved on: whatever it was that kept it from saying so.
+                    if !former.view().stopping {
+                        tracing::warn!(namespace = %pod.namespace, pod = %pod.name, former = %former.pod.uid,
+                            "a newer life of this pod is assigned: the former is stopped");
+                        former.stop(grace(assignment.termination_grace_seconds));
+                    }
+                }
+                held.behind.insert((pod.namespace.clone(), pod.name.clone()), assignment);
+                self.inner.next(&mut held, self, &pod);
+            }
+            Admission::Refused { seen } => {
+                tracing::warn!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, epoch = pod.epoch, seen,
+                    "an assignment older than what this host has seen is not started");
+            }
+        }
+    }
 
     /// Ends this life of the pod; `Stopped` goes out when nothing of it is left. A pod this host does not
     /// hold (any more) is answered with `Stopped` at once.
-    pub fn stop(&self, _stop: Stop) {}
+    pub fn stop(&self, stop: Stop) {
+        let Some(pod) = stop.pod else { return };
+        let mut held = self.inner.held();
+        let key = (pod.namespace.clone(), pod.name.clone());
+        if held.behind.get(&key).and_then(|next| next.pod.as_ref()).is_some_and(|next| next.uid == pod.uid) {
+            held.behind.remove(&key);
+        }
+        match held.pods.get(&pod.uid) {
+            Some(life) if life.shared.pod.epoch == pod.epoch => life.shared.stop(grace(stop.grace_seconds)),
+            Some(life) => {
+                tracing::warn!(pod = %pod.name, epoch = pod.epoch, held = life.shared.pod.epoch,
+                    "a stop for another epoch is ignored");
+            }
+            None => self.inner.around.outbox.stopped(pod),
+        }
+    }
 
     /// The controller has freed the pod's record: forgets a stopped pod, its logs with it.
-    pub fn forget(&self, _pod: PodRef) {}
+    pub fn forget(&self, pod: PodRef) {
+        let mut held = self.inner.held();
+        let Some(life) = held.pods.get(&pod.uid) else { return };
+        if life.shared.pod.epoch != pod.epoch {
+            return;
+        }
+        if !life.shared.view().gone {
+            // Its record is freed although something is left of it: that must not stay.
+            tracing::warn!(pod = %pod.name, uid = %pod.uid, "the controller forgets a pod that is still here: it is stopped");
+            life.shared.stop(Duration::ZERO);
+            return;
+        }
+        held.pods.remove(&pod.uid);
+        self.inner.around.state.remove(&pod.uid);
+        self.inner.next(&mut held, self, &pod);
+        drop(held);
+        tokio::spawn(self.inner.around.host.clone().forget(pod));
+    }
 
     /// Every pod this host holds anything of, for `Hello`.
     pub fn inventory(&self) -> Vec<PodInventory> {
-        Vec::new()
+        let held = self.inner.held();
+        let one = |life: &Life| {
+            let view = life.shared.view();
+            PodInventory {
+                pod: Some(life.shared.pod.clone()),
+                // One that came to its own end is kept (for its logs) until it is told to stop.
+                stopped: view.gone && view.stopping,
+                status: Some(PodStatus { pod: Some(life.shared.pod.clone()), ..view.status.clone() }),
+            }
+        };
+        held.pods.values().map(one).collect()
     }
 
     /// The running container to exec into.
-    pub fn exec_target(&self, pod: &PodRef, _container: &str) -> Result<ExecTarget, TargetError> {
-        Err(TargetError::NoPod(pod.name.clone()))
+    pub fn exec_target(&self, pod: &PodRef, container: &str) -> Result<ExecTarget, TargetError> {
+        let held = self.inner.held();
+        let (life, name) = held.find(pod, container)?;
+        let view = life.shared.view();
+        let running = view.instances.get(&name).filter(|instance| !*instance.ended.borrow());
+        let Some(instance) = running else {
+            let why = "is not running".to_owned();
+            return Err(TargetError::NotThere { pod: pod.name.clone(), container: name, why });
+        };
+        let container_id = berth_agent_core::container::id(&life.shared.pod.uid, &name, instance.attempt);
+        Ok(ExecTarget { container_id })
     }
 
     /// The log of the container's current (or, with `previous`, its previous) instance.
     pub fn log_target(
         &self,
         pod: &PodRef,
-        _container: &str,
-        _previous: bool,
+        container: &str,
+        previous: bool,
     ) -> Result<LogTarget, TargetError> {
-        Err(TargetError::NoPod(pod.name.clone()))
+        let held = self.inner.held();
+        let (life, name) = held.find(pod, container)?;
+        let view = life.shared.view();
+        let why = |why: &str| TargetError::NotThere {
+            pod: pod.name.clone(),
+            container: name.clone(),
+            why: why.to_owned(),
+        };
+        let instance =
+            view.instances.get(&name).ok_or_else(|| why("is waiting to start: ContainerCreating"))?;
+        let (attempt, ended) = if previous {
+            let before = instance.attempt.checked_sub(1);
+            (before.ok_or_else(|| why("has no previous terminated instance"))?, ended_already())
+        } else {
+            (instance.attempt, instance.ended.subscribe())
+        };
+        let path = host::log_path(&self.inner.config.data_dir, &life.shared.pod, &name, attempt);
+        Ok(LogTarget { path, ended })
     }
 
     /// Makes, removes or archives a volume's directory.
     pub async fn volume(&self, operation: VolumeOperation) -> VolumeResult {
-        VolumeResult { operation_id: operation.operation_id, error: "volumes are not there yet".to_owned() }
+        let operation_id = operation.operation_id;
+        let volumes = self.inner.volumes.clone();
+        let work = tokio::task::spawn_blocking(move || volumes.operate(&operation));
+        let error = match tokio::time::timeout(OPERATION, work).await {
+            Ok(Ok(Ok(()))) => String::new(),
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(Err(panic)) => format!("a bug in the agent: {panic}"),
+            Err(_) => format!("not done within {OPERATION:?}"),
+        };
+        VolumeResult { operation_id, error }
     }
+
+    fn start(&self, held: &mut Held, assignment: Assignment) {
+        let observed = Observed::new(&assignment, self.inner.around.clock.now());
+        self.drive(held, assignment, observed, None);
+    }
+
+    fn drive(&self, held: &mut Held, assignment: Assignment, observed: Observed, status: Option<PodStatus>) {
+        let pod = assignment.pod.clone().unwrap_or_default();
+        let shared = Arc::new(Shared::new(pod.clone()));
+        let driver = Driver::new(shared.clone(), self.inner.around.clone(), assignment, observed, status);
+        // Weak: a driver must not keep alive what would end it.
+        let inner = Arc::downgrade(&self.inner);
+        let uid = pod.uid.clone();
+        let gone = move || {
+            if let Some(inner) = inner.upgrade() {
+                let pods = Pods { inner };
+                let mut held = pods.inner.held();
+                pods.inner.next(&mut held, &pods, &pod);
+            }
+        };
+        let driver = tokio::spawn(driver.run(gone)).abort_handle();
+        held.pods.insert(uid, Life { shared, driver });
+    }
+}
+
+impl Inner {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the life that waits for this name, if all former ones are gone.
+    fn next(&self, held: &mut Held, pods: &Pods, pod: &PodRef) {
+        if held.lives_of(pod).iter().any(|life| !life.view().gone) {
+            return;
+        }
+        if let Some(assignment) = held.behind.remove(&(pod.namespace.clone(), pod.name.clone())) {
+            pods.start(held, assignment);
+        }
+    }
+}
+
+impl Held {
+    fn lives_of(&self, pod: &PodRef) -> Vec<Arc<Shared>> {
+        let same =
+            |life: &&Life| life.shared.pod.name == pod.name && life.shared.pod.namespace == pod.namespace;
+        self.pods.values().filter(same).map(|life| life.shared.clone()).collect()
+    }
+
+    /// The pod, and the container meant: without a name the first.
+    fn find(&self, pod: &PodRef, container: &str) -> Result<(&Life, String), TargetError> {
+        let life = self.pods.get(&pod.uid).ok_or_else(|| TargetError::NoPod(pod.name.clone()))?;
+        let view = life.shared.view();
+        let name = if container.is_empty() {
+            view.status.containers.first().map_or(String::new(), |status| status.name.clone())
+        } else {
+            container.to_owned()
+        };
+        if !view.names.contains(&name) {
+            return Err(TargetError::NoContainer { pod: pod.name.clone(), container: name });
+        }
+        drop(view);
+        Ok((life, name))
+    }
+}
+
+fn grace(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+fn ended_already() -> watch::Receiver<bool> {
+    watch::channel(true).1
 }
