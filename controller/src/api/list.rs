@@ -97,8 +97,13 @@ pub fn too_large(asked: Revision, current: Revision) -> Status {
 }
 
 /// Finds what a list request asks for.
-pub fn find(store: &Store, scope: &Scope, selection: &Selection, query: &Query) -> Result<Found, Response> {
-    let options = Options::parse(query, store).map_err(|s| respond::status(&s))?;
+pub fn find(
+    store: &Store,
+    scope: &Scope,
+    selection: &Selection,
+    query: &Query,
+) -> Result<Found, Box<Response>> {
+    let options = Options::parse(query, store).map_err(|s| Box::new(respond::status(&s)))?;
     options.find(store, scope, selection)
 }
 
@@ -162,7 +167,7 @@ impl Options {
         Ok(Options { limit, at, after: None, continued: false })
     }
 
-    fn find(self, store: &Store, scope: &Scope, selection: &Selection) -> Result<Found, Response> {
+    fn find(self, store: &Store, scope: &Scope, selection: &Selection) -> Result<Found, Box<Response>> {
         let everything = selection.is_everything();
         let mut found = Found { revision: 0, objects: Vec::new(), next: None, remaining: None };
         let (mut at, mut after) = (self.at, self.after);
@@ -174,7 +179,7 @@ impl Options {
             let place = after.as_ref().map(|(namespace, name)| (namespace.as_str(), name.as_str()));
             let list = match store.list_page(scope, at, place, page) {
                 Ok(list) => list,
-                Err(_) => return Err(expired(self.continued, place)),
+                Err(_) => return Err(Box::new(expired(self.continued, place))),
             };
             // All pages show the same moment.
             at = Some(list.revision);

@@ -111,31 +111,29 @@ fn place(kind: &'static Kind, namespace: Option<&str>, rest: &[&str]) -> Target 
 mod tests {
     use super::*;
 
-    fn at(path: &str) -> Option<(&'static str, Option<String>, Option<String>, Option<String>)> {
+    /// plural, namespace, name and subresource, with a slash between.
+    fn at(path: &str) -> Option<String> {
         match target(path) {
-            Target::Objects(p) => Some((p.kind.plural, p.namespace, p.name, p.subresource)),
+            Target::Objects(p) => {
+                let parts = [Some(p.kind.plural.to_owned()), p.namespace, p.name, p.subresource];
+                Some(parts.map(|part| part.unwrap_or("-".to_owned())).join("/"))
+            }
             _ => None,
         }
     }
 
     #[test]
     fn paths_lead_to_objects() {
-        let some = |s: &str| Some(s.to_owned());
-        assert_eq!(at("/api/v1/pods"), Some(("pods", None, None, None)));
-        assert_eq!(at("/api/v1/namespaces/a/pods/b/log"), Some(("pods", some("a"), some("b"), some("log"))));
-        assert_eq!(at("/api/v1/namespaces/a"), Some(("namespaces", None, some("a"), None)));
-        assert_eq!(
-            at("/api/v1/namespaces/a/finalize"),
-            Some(("namespaces", None, some("a"), some("finalize")))
-        );
-        assert_eq!(
-            at("/apis/apps/v1/namespaces/a/statefulsets/"),
-            Some(("statefulsets", some("a"), None, None))
-        );
-        assert_eq!(
-            at("/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode"),
-            Some(("clusterroles", None, some("system:node"), None))
-        );
+        for (path, place) in [
+            ("/api/v1/pods", "pods/-/-/-"),
+            ("/api/v1/namespaces/a/pods/b/log", "pods/a/b/log"),
+            ("/api/v1/namespaces/a", "namespaces/-/a/-"),
+            ("/api/v1/namespaces/a/finalize", "namespaces/-/a/finalize"),
+            ("/apis/apps/v1/namespaces/a/statefulsets/", "statefulsets/a/-/-"),
+            ("/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode", "clusterroles/-/system:node/-"),
+        ] {
+            assert_eq!(at(path).as_deref(), Some(place), "{path}");
+        }
     }
 
     #[test]
@@ -150,6 +148,16 @@ mod tests {
             "/apis/apps/v1/namespaces/a",
         ] {
             assert_eq!(at(path), None, "{path}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_path_leads_somewhere_or_nowhere(path in "(/(api|apis|v1|apps|namespaces|pods|openapi|v3|%[0-9a-f]{0,2}|\\PC{0,4})){0,9}/?") {
+            if let Target::Objects(place) = target(&path) {
+                assert!(place.name.is_some() || place.subresource.is_none());
+                assert!(place.kind.namespaced || place.namespace.is_none());
+            }
         }
     }
 }

@@ -100,7 +100,7 @@ fn read_many(
     }
     Ok(match list::find(store, &scope, &selection, query) {
         Ok(found) => list::answer(place.kind, found, form, include),
-        Err(response) => response,
+        Err(response) => *response,
     })
 }
 

@@ -3,6 +3,7 @@
 use berth_controller_core::kinds::Kind;
 use berth_controller_core::status::Status;
 use berth_controller_schema::Schema;
+use json_patch::PatchOperation;
 use serde_json::Value;
 
 /// The most operations a JSON patch may have.
@@ -18,6 +19,9 @@ pub enum Patch {
     /// Kubernetes' own, with its directives.
     Strategic(Value),
 }
+
+/// The most bytes that copy operations may make.
+const MAX_COPIED: usize = 3 * 1024 * 1024;
 
 /// Content types.
 const JSON: &str = "application/json-patch+json";
@@ -59,15 +63,14 @@ impl Patch {
     /// Whether the patch itself names the state that it is for.
     pub fn conditional(&self) -> bool {
         match self {
-            Patch::Json(patch) => patch.0.iter().any(|operation| match operation {
-                json_patch::PatchOperation::Test(test) => {
-                    test.path.to_string() == "/metadata/resourceVersion"
-                }
-                json_patch::PatchOperation::Add(add) => add.path.to_string() == "/metadata/resourceVersion",
-                json_patch::PatchOperation::Replace(replace) => {
-                    replace.path.to_string() == "/metadata/resourceVersion"
-                }
-                _ => false,
+            Patch::Json(patch) => patch.0.iter().any(|operation| {
+                let path = match operation {
+                    PatchOperation::Test(test) => &test.path,
+                    PatchOperation::Add(add) => &add.path,
+                    PatchOperation::Replace(replace) => &replace.path,
+                    _ => return false,
+                };
+                path.as_str() == "/metadata/resourceVersion"
             }),
             Patch::Merge(value) | Patch::Strategic(value) => !super::resource_version(value).is_empty(),
         }
@@ -85,15 +88,17 @@ impl Patch {
         match self {
             Patch::Json(patch) => {
                 let mut patched = object.clone();
-                json_patch::patch(&mut patched, patch).map_err(|e| Status {
+                let invalid = |why: String| Status {
                     code: 422,
                     reason: "Invalid",
                     message: format!(
-                        "{} {name:?}: the server rejected our request due to an error in our request: {e}",
+                        "{} {name:?}: the server rejected our request due to an error in our request: {why}",
                         kind.resource()
                     ),
                     details: Value::Null,
-                })?;
+                };
+                check_copies(patch, &patched).map_err(invalid)?;
+                json_patch::patch(&mut patched, patch).map_err(|e| invalid(e.to_string()))?;
                 Ok(patched)
             }
             Patch::Merge(patch) => {
@@ -106,6 +111,25 @@ impl Patch {
                 .map_err(|e| Status::bad_request(e.to_string())),
         }
     }
+}
+
+/// Copies of copies grow without bound: all together may make no more than a request may hold.
+fn check_copies(patch: &json_patch::Patch, object: &Value) -> Result<(), String> {
+    if !patch.0.iter().any(|operation| matches!(operation, PatchOperation::Copy(_))) {
+        return Ok(());
+    }
+    let mut object = object.clone();
+    let mut copied = 0;
+    for operation in &patch.0 {
+        if let PatchOperation::Copy(copy) = operation {
+            copied += object.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len());
+            if copied > MAX_COPIED {
+                return Err(format!("its copy operations make more than {MAX_COPIED} bytes"));
+            }
+        }
+        json_patch::patch(&mut object, std::slice::from_ref(operation)).map_err(|e| e.to_string())?;
+    }
+    Ok(())
 }
 
 fn unsupported(message: &str) -> Status {
@@ -142,6 +166,17 @@ mod tests {
         assert_eq!(patched["spec"]["list"], json!([1, 2, 3]));
         let error = applied(JSON, json!([{"op": "test", "path": "/spec/list/0", "value": 9}])).unwrap_err();
         assert_eq!((error.code, error.reason), (422, "Invalid"));
+    }
+
+    #[test]
+    fn copies_of_copies_are_bounded() {
+        let doubling: Vec<Value> = (0..60)
+            .map(|i| json!({"op": "copy", "from": "/spec", "path": format!("/spec/copy{i}")}))
+            .collect();
+        let error = applied(JSON, doubling.into()).unwrap_err();
+        assert!(error.message.contains("copy operations"), "{error}");
+        let copy = json!([{"op": "copy", "from": "/metadata/labels", "path": "/spec/labels"}]);
+        assert_eq!(applied(JSON, copy).unwrap()["spec"]["labels"], json!({"x": "1"}));
     }
 
     #[test]

@@ -288,6 +288,7 @@ fn refuse(
 mod tests {
     use super::*;
     use berth_controller_core::kinds::by_resource;
+    use proptest::prelude::*;
 
     fn kind(group: &str, plural: &str) -> Kind {
         // The generic rules alone: what this kind adds is tested where it is defined.
@@ -442,5 +443,54 @@ mod tests {
             error.message,
             "the API version in the data (apps/v2) does not match the expected API version (apps/v1)"
         );
+    }
+
+    /// Metadata that a client might send, sane or not.
+    fn metadata() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            Just(json!("2026-11-21T08:45:09Z")),
+            Just(json!(["a.b/c"])),
+            Just(json!({"a": "b"})),
+            (0..9i64).prop_map(Value::from),
+        ];
+        let field = prop::sample::select(
+            SYSTEM
+                .iter()
+                .chain(&["labels", "annotations", "finalizers", "selfLink", "managedFields"])
+                .copied()
+                .collect::<Vec<_>>(),
+        );
+        prop::collection::btree_map(field, leaf, 0..6).prop_map(|fields| json!(fields))
+    }
+
+    proptest! {
+        #[test]
+        fn no_client_changes_what_the_system_owns(
+            mut sent in metadata(),
+            deleted in any::<bool>(),
+            replicas in 0..3,
+            sub in prop::sample::select(vec![None, Some(Subresource::Status), Some(Subresource::Scale)]),
+        ) {
+            let mut old = made(json!({"metadata": {"name": "web"}, "spec": {"replicas": 1}}));
+            if deleted {
+                old["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+                old["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+            }
+            sent["name"] = json!("web");
+            sent.as_object_mut().unwrap().remove("uid");
+            let value = json!({"metadata": sent, "spec": {"replicas": replicas}, "status": {"replicas": 1}});
+            if let Ok(new) = update(&sets(), sub, "ns", "web", &old, value) {
+                for field in SYSTEM.iter().filter(|f| **f != "generation") {
+                    prop_assert_eq!(&new["metadata"][*field], &old["metadata"][*field]);
+                }
+                let changed = new["spec"] != old["spec"];
+                prop_assert_eq!(object::generation(&new), object::generation(&old) + i64::from(changed));
+                let again = update(&sets(), sub, "ns", "web", &new, new.clone());
+                if sub != Some(Subresource::Scale) {
+                    prop_assert!(same(&new, &again.unwrap()), "an object written back is the same object");
+                }
+            }
+        }
     }
 }
