@@ -347,6 +347,45 @@ mod tests {
         [MAGIC, &tagged(1, &meta), &tagged(2, raw)].concat()
     }
 
+    /// `got` says what `want` says; beyond that only what is zero.
+    fn same(got: &Value, want: &Value) -> bool {
+        let zero = json!([null, "", 0, false, [], {}]);
+        match (got, want) {
+            (Value::Object(got), Value::Object(want)) => {
+                got.iter().all(|(field, value)| match want.get(field) {
+                    Some(want) => same(value, want),
+                    None => zero.as_array().unwrap().contains(value) || same(value, &json!({})),
+                }) && want.keys().all(|field| got.contains_key(field) || same(&json!({}), &want[field]))
+            }
+            (Value::Array(got), Value::Array(want)) => {
+                got.len() == want.len() && got.iter().zip(want).all(|(got, want)| same(got, want))
+            }
+            (Value::Object(got), Value::Null) => got.is_empty(),
+            _ => got == want,
+        }
+    }
+
+    #[test]
+    fn objects_read_as_their_json() {
+        // As apimachinery's own serializers wrote them: in hexadecimal, and as JSON.
+        for line in include_str!("testdata/protobuf.tsv").lines() {
+            let (hex, json) = line.split_once('\t').unwrap();
+            let bytes: Vec<u8> =
+                (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
+            let want: Value = serde_json::from_str(json).unwrap();
+            let kind = want["kind"].as_str().unwrap();
+            let package = match kind {
+                "StatefulSet" | "ControllerRevision" => "io.k8s.api.apps.v1",
+                "ClusterRole" => "io.k8s.api.rbac.v1",
+                "Eviction" => "io.k8s.api.policy.v1",
+                "DeleteOptions" => "io.k8s.apimachinery.pkg.apis.meta.v1",
+                _ => "io.k8s.api.core.v1",
+            };
+            let got = decode(Schema::get(), &format!("{package}.{kind}"), &bytes);
+            assert!(got.as_ref().is_ok_and(|got| same(got, &want)), "{got:#?}\n{want:#}");
+        }
+    }
+
     #[test]
     fn a_namespace_as_kubectl_sends_it() {
         // `kubectl create namespace foo`, 1.32.
