@@ -1,1 +1,174 @@
-fn main() {}
+//! Flags, settings, and the wiring of the parts: the only file that knows them all.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use berth_agent::cgroup::Cgroups;
+use berth_agent::config::{Given, Settings};
+use berth_agent::network::{Network, NetworkConfig};
+use berth_agent::node_status::{self, Host};
+use berth_agent::pods::{Pods, PodsConfig};
+use berth_agent::runtime::{Runtime, RuntimeConfig};
+use berth_agent::session::Session;
+use berth_agent::{join, service};
+use clap::{Parser, Subcommand};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Where pods' cgroups are, below the cgroup root.
+const CGROUP: &str = "/berth";
+/// Between attempts to join while the controller does not answer.
+const JOIN_PAUSE: Duration = Duration::from_secs(2);
+
+#[derive(Parser)]
+#[command(version, about = "Runs StatefulSets on plain Linux hosts: the agent of a host")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the agent of this host
+    Run {
+        /// A TOML file with the same settings; a flag wins over it
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        given: Box<Given>,
+    },
+}
+
+fn main() -> ExitCode {
+    let Command::Run { config, given } = Cli::parse().command;
+    service::init_logging();
+    match settings(config.as_deref(), *given).and_then(start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("berth-agent: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn settings(config: Option<&Path>, flags: Given) -> Result<Settings> {
+    let file = config.map(Given::read).transpose()?.unwrap_or_default();
+    let host = nix::unistd::gethostname().context("the host's name")?;
+    Ok(flags.over(file, &host.to_string_lossy())?)
+}
+
+fn start(settings: Settings) -> Result<()> {
+    // Two threads are plenty for a process that mostly waits, and each one more costs memory.
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .enable_all()
+        .build()
+        .context("no runtime")?
+        .block_on(run(settings))
+}
+
+async fn run(settings: Settings) -> Result<()> {
+    for (what, path) in [("data-dir", &settings.data_dir), ("run-dir", &settings.run_dir)] {
+        std::fs::create_dir_all(path)
+            .with_context(|| format!("the directory {} cannot be used (--{what})", path.display()))?;
+    }
+    let ended = async { service::end_signal().await.context("no signals") };
+    tokio::pin!(ended);
+    let credentials = tokio::select! {
+        signal = &mut ended => { info!(signal = signal?, "ending"); return Ok(()) }
+        credentials = credentials(&settings) => credentials?,
+    };
+
+    let writer = log_writer(&settings)?;
+    let exec_dir = settings.run_dir.join("exec");
+    let mut runtime = RuntimeConfig::new(&settings.containerd, writer, exec_dir);
+    if !settings.image_namespaces.is_empty() {
+        runtime.image_namespaces.clone_from(&settings.image_namespaces);
+    }
+    if let Some(snapshotter) = &settings.snapshotter {
+        runtime.snapshotter.clone_from(snapshotter);
+    }
+    runtime.insecure_registries.clone_from(&settings.insecure_registries);
+    let runtime = Runtime::connect(runtime).await.context("containerd")?;
+    let mut network = NetworkConfig::new(&settings.run_dir);
+    if !settings.cni_bin_dirs.is_empty() {
+        network.cni_bin_dirs.clone_from(&settings.cni_bin_dirs);
+    }
+    if let Some(dir) = &settings.cni_conf_dir {
+        network.cni_conf_dir.clone_from(dir);
+    }
+    let network = Network::open(network).await.context("the network")?;
+    let cgroups = Cgroups::open(CGROUP).await.context("cgroups")?;
+    let addresses = node_status::addresses(&settings.node_ips, &settings.controller);
+    let config = PodsConfig {
+        data_dir: settings.data_dir.clone(),
+        run_dir: settings.run_dir.clone(),
+        host_ips: addresses.clone(),
+    };
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = %settings.node_name, controller = %settings.controller,
+        data_dir = %settings.data_dir.display(), containerd = %settings.containerd.display(),
+        "starting"
+    );
+    let pods = tokio::select! {
+        signal = &mut ended => { info!(signal = signal?, "ending"); return Ok(()) }
+        pods = Pods::open(config, runtime.clone(), network, cgroups) => pods?,
+    };
+
+    let mut host = Host::new(addresses, &settings.data_dir, settings.max_pods, runtime.clone())
+        .context("this host cannot be looked at")?;
+    let (status, watched) = watch::channel(host.look());
+    let shutdown = CancellationToken::new();
+    let watching = tokio::spawn(host.watch(status, shutdown.clone()));
+    let session = Session {
+        controller: settings.controller,
+        credentials,
+        node: settings.node_name,
+        pods,
+        runtime,
+        status: watched,
+    };
+    let session = tokio::spawn(session.run(shutdown.clone()));
+    service::notify("READY=1");
+
+    let signal = ended.await?;
+    info!(signal, "ending; the pods run on");
+    service::notify("STOPPING=1");
+    shutdown.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(5), async { tokio::join!(watching, session) }).await;
+    Ok(())
+}
+
+/// This host's credentials; waits for a controller that does not answer yet.
+async fn credentials(settings: &Settings) -> Result<join::Credentials> {
+    let mut told = String::new();
+    loop {
+        let Settings { data_dir, controller, node_name, token_file, .. } = settings;
+        match join::credentials(data_dir, controller, node_name, token_file.as_deref()).await {
+            Ok(credentials) => return Ok(credentials),
+            Err(error) if error.passing() => {
+                let reason = error.to_string();
+                if reason != told {
+                    warn!(reason, "cannot join yet");
+                    told = reason;
+                }
+                tokio::time::sleep(JOIN_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The log writer's program: as configured, or beside this one.
+fn log_writer(settings: &Settings) -> Result<PathBuf> {
+    let path = match &settings.log_writer {
+        Some(path) => path.clone(),
+        None => std::env::current_exe().context("this program's path")?.with_file_name("berth-log-writer"),
+    };
+    path.canonicalize().with_context(|| format!("the log writer {} (--log-writer)", path.display()))
+}
