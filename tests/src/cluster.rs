@@ -61,16 +61,14 @@ impl Cluster {
         for name in hosts {
             cluster.add_host(name)?;
         }
-        let limit = format!("--timeout={}s", START.as_secs());
-        cluster.kubectl.args(&["wait", "--for=condition=Ready", "nodes", "--all", &limit]).map_err(|e| {
-            let agents: Vec<String> =
-                cluster.hosts.iter().map(|h| tools::tail(&h.dir.join("agent.log"), 20)).collect();
-            e.context(format!(
-                "controller:\n{}\nagents:\n{}",
-                tools::tail(&cluster.dir.join("controller.log"), 20),
-                agents.join("\n")
-            ))
-        })?;
+        for name in hosts {
+            let path = ".status.conditions[?(@.type==\"Ready\")].status";
+            wait::until_true(&format!("node {name} Ready"), START, || {
+                let node = format!("node {name}");
+                Ok(cluster.kubectl.field(&node, path).is_ok_and(|ready| ready == "True"))
+            })
+            .map_err(|e| e.context(cluster.logs()))?;
+        }
         Ok(cluster)
     }
 
