@@ -76,6 +76,9 @@ pub struct Given {
     /// A registry that is spoken to by plain HTTP (repeatable)
     #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
     pub insecure_registry: Vec<String>,
+    /// Where to ask first for a registry's images (repeatable)
+    #[arg(long = "registry-mirror", value_name = "REGISTRY=HOST:PORT")]
+    pub registry_mirror: Vec<String>,
     /// containerd's snapshotter [default: overlayfs]
     #[arg(long, value_name = "NAME")]
     pub snapshotter: Option<String>,
@@ -105,6 +108,8 @@ pub struct Settings {
     pub max_pods: u32,
     pub image_namespaces: Vec<String>,
     pub insecure_registries: Vec<String>,
+    /// (registry, mirror).
+    pub registry_mirrors: Vec<(String, String)>,
     pub snapshotter: Option<String>,
     pub cni_bin_dirs: Vec<PathBuf>,
     pub cni_conf_dir: Option<PathBuf>,
@@ -155,6 +160,10 @@ impl Given {
             max_pods: self.max_pods.or(file.max_pods).unwrap_or(MAX_PODS),
             image_namespaces: several(self.image_namespace, file.image_namespace),
             insecure_registries: several(self.insecure_registry, file.insecure_registry),
+            registry_mirrors: several(self.registry_mirror, file.registry_mirror)
+                .iter()
+                .map(|one| mirror(one))
+                .collect::<Result<_, _>>()?,
             snapshotter: self.snapshotter.or(file.snapshotter),
             cni_bin_dirs: several(self.cni_bin_dir, file.cni_bin_dir),
             cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir),
@@ -180,6 +189,19 @@ fn is_name(name: &str) -> bool {
         !l.is_empty() && l.bytes().all(inner) && !l.starts_with('-') && !l.ends_with('-')
     };
     name.len() <= 253 && name.split('.').all(label)
+}
+
+/// `docker.io=mirror.lan:5000`.
+fn mirror(text: &str) -> Result<(String, String), ConfigError> {
+    match text.split_once('=') {
+        Some((registry, mirror)) if !registry.is_empty() && !mirror.is_empty() => {
+            Ok((registry.to_owned(), mirror.to_owned()))
+        }
+        _ => Err(ConfigError::Invalid {
+            what: "registry-mirror",
+            reason: format!("{text:?} is not of the form REGISTRY=HOST:PORT, e.g. docker.io=mirror.lan:5000"),
+        }),
+    }
 }
 
 #[cfg(test)]

@@ -93,6 +93,7 @@ async fn run(settings: Settings) -> Result<()> {
         runtime.snapshotter.clone_from(snapshotter);
     }
     runtime.insecure_registries.clone_from(&settings.insecure_registries);
+    runtime.registry_mirrors.clone_from(&settings.registry_mirrors);
     let runtime = Runtime::connect(runtime).await.context("containerd")?;
     let mut network = NetworkConfig::new(&settings.run_dir);
     if !settings.cni_bin_dirs.is_empty() {
