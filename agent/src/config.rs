@@ -10,6 +10,7 @@ use serde::Deserialize;
 const DATA_DIR: &str = "/var/lib/berth";
 const RUN_DIR: &str = "/run/berth";
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
+const CGROUP: &str = "/berth";
 /// As the kubelet's.
 const MAX_PODS: u32 = 110;
 
@@ -82,6 +83,9 @@ pub struct Given {
     /// containerd's snapshotter [default: overlayfs]
     #[arg(long, value_name = "NAME")]
     pub snapshotter: Option<String>,
+    /// Where pods' cgroups are, below the cgroup root; this agent's alone [default: /berth]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_parent: Option<String>,
     /// Where CNI plugins are (repeatable) [default: /opt/cni/bin, /usr/lib/cni]
     #[arg(long = "cni-bin-dir", value_name = "DIR")]
     pub cni_bin_dir: Vec<PathBuf>,
@@ -110,6 +114,8 @@ pub struct Settings {
     pub insecure_registries: Vec<String>,
     /// (registry, mirror).
     pub registry_mirrors: Vec<(String, String)>,
+    /// Below the cgroup root, e.g. `/berth`.
+    pub cgroup_parent: String,
     pub snapshotter: Option<String>,
     pub cni_bin_dirs: Vec<PathBuf>,
     pub cni_conf_dir: Option<PathBuf>,
@@ -165,6 +171,7 @@ impl Given {
                 .map(|one| mirror(one))
                 .collect::<Result<_, _>>()?,
             snapshotter: self.snapshotter.or(file.snapshotter),
+            cgroup_parent: self.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| CGROUP.to_owned()),
             cni_bin_dirs: several(self.cni_bin_dir, file.cni_bin_dir),
             cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir),
             log_writer: self.log_writer.or(file.log_writer),

@@ -18,8 +18,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Where pods' cgroups are, below the cgroup root.
-const CGROUP: &str = "/berth";
 /// Between attempts to join while the controller does not answer.
 const JOIN_PAUSE: Duration = Duration::from_secs(2);
 
@@ -103,7 +101,7 @@ async fn run(settings: Settings) -> Result<()> {
         network.cni_conf_dir.clone_from(dir);
     }
     let network = Network::open(network).await.context("the network")?;
-    let cgroups = Cgroups::open(CGROUP).await.context("cgroups")?;
+    let cgroups = Cgroups::open(&settings.cgroup_parent).await.context("cgroups")?;
     let addresses = node_status::addresses(&settings.node_ips, &settings.controller);
     let config = PodsConfig {
         data_dir: settings.data_dir.clone(),

@@ -172,6 +172,8 @@ impl Cluster {
                 &path(host.run_dir()),
                 "--containerd",
                 &path(host.containerd_socket()),
+                "--cgroup-parent",
+                &host::cgroup(&host.dir),
                 "--registry-mirror",
                 &format!("docker.io={}", crate::registry::ADDRESS),
             ],

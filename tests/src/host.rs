@@ -257,38 +257,32 @@ fn leftovers(dir: &Path) -> Vec<i32> {
     }
 }
 
-/// Removes the cgroups of the pods whose state is below `dir` (they carry the pods' uids).
+/// The cgroup of a host's pods: this host's alone, on a machine that may hold several.
+pub fn cgroup(dir: &Path) -> String {
+    let parts: Vec<String> = dir.iter().rev().take(3).map(|p| p.to_string_lossy().into_owned()).collect();
+    // <cluster>/hosts/<name>
+    format!("/berth-{}-{}", parts.get(2).map_or("", String::as_str), parts.first().map_or("", String::as_str))
+}
+
+/// Removes what is left of the host's cgroups.
 fn remove_cgroups(dir: &Path) -> Result<()> {
-    let pods: Vec<String> = std::fs::read_dir(dir.join("data/pods"))
-        .into_iter()
-        .flatten()
-        .filter_map(|e| e.ok()?.file_name().into_string().ok())
-        .collect();
-    if pods.is_empty() {
-        return Ok(());
-    }
-    let mut stack = vec![PathBuf::from("/sys/fs/cgroup")];
-    let mut own = Vec::new();
-    while let Some(at) = stack.pop() {
-        for entry in std::fs::read_dir(&at).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                let inside = own.iter().any(|o: &PathBuf| at.starts_with(o));
-                if inside
-                    || pods.iter().any(|p| name.contains(p.as_str()) || name.contains(&p.replace('-', "_")))
-                {
-                    own.push(entry.path());
-                }
-                stack.push(entry.path());
-            }
+    let name = cgroup(dir);
+    let name = name.trim_start_matches('/');
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path());
+    for root in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
+        let mut tree = vec![root.join(name)];
+        let mut next = 0;
+        while let Some(at) = tree.get(next).cloned() {
+            next += 1;
+            let below = std::fs::read_dir(&at).into_iter().flatten().flatten();
+            tree.extend(below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
         }
-    }
-    // Children before parents.
-    own.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
-    for path in own {
-        wait::until_true("an empty cgroup", Duration::from_secs(5), || {
-            Ok(std::fs::remove_dir(&path).is_ok() || !path.exists())
-        })?;
+        // Children before parents.
+        for path in tree.into_iter().rev().filter(|p| p.exists()) {
+            wait::until_true("an empty cgroup", Duration::from_secs(5), || {
+                Ok(std::fs::remove_dir(&path).is_ok() || !path.exists())
+            })?;
+        }
     }
     Ok(())
 }

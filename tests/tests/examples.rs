@@ -15,7 +15,11 @@ fn the_examples_apply_unchanged_and_each_pod_keeps_its_own_page() {
     for archive in image::web(&images).unwrap() {
         host.import(&archive).unwrap();
     }
-    // Their images are `latest`, which is pulled always; no registry answers here, so what is there is used.
+    // Their images are `latest`, which is pulled always: this registry is the hosts' mirror of docker.io.
+    host.start_registry(false).unwrap();
+    for name in ["library/httpd:latest", "library/nginx:latest", "luksa/kubia-pet:latest"] {
+        host.push(&format!("docker.io/{name}"), name).unwrap();
+    }
     let apply = |name: &str| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
         let text = std::fs::read_to_string(&path).unwrap();

@@ -31,7 +31,7 @@ spec:
     imagePullPolicy: IfNotPresent
     workingDir: /tmp
     command: [sh, -c]
-    args: ["echo $(GREETING) > /shared/args; trap 'exit 0' TERM; while :; do sleep 3600 & wait; done"]
+    args: ["echo '$(GREETING)' > /shared/args; trap 'exit 0' TERM; while :; do sleep 3600 & wait; done"]
     env:
     - {name: WHO, value: world}
     - {name: GREETING, value: "hello $(WHO) $$(WHO)"}
