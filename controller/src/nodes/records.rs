@@ -84,6 +84,10 @@ pub async fn reported(
     line: &Reported<'_>,
     address: &str,
 ) -> Result<Finding, RecordError> {
+    // What the host found of a pod and cannot name any more: nobody's, and the host clears it away.
+    if name.name.is_empty() || line.uid.is_empty() {
+        return Ok(if line.stopped { Finding::Forget } else { Finding::Stop });
+    }
     for _ in 0..ATTEMPTS {
         let held = world::held(store, name);
         let finding = identity::report(held.record.as_ref(), line);

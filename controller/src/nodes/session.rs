@@ -200,11 +200,10 @@ impl Teller {
     async fn run(&mut self, nodes: &Nodes, out: &Out, mut heard: mpsc::Receiver<Note>) -> Result<(), Ended> {
         let store = &nodes.inner.store;
         let mut place = nodes.place_of(&self.node);
-        let floor = world::records_of(store, &self.node).iter().map(|(_, r)| r.epoch).min().unwrap_or(0);
         let welcome = Welcome {
             pod_cidr: nodes.range_of(&self.node),
             cluster_domain: place.cluster_domain.clone(),
-            epoch_floor: floor,
+            epoch_floor: records::last_epoch(store),
         };
         send(out, ToAgent::Welcome(welcome)).await?;
         let mut dirty = self.everything(store);
