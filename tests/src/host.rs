@@ -4,12 +4,14 @@
 //! process id in the host's directory, so that [`remove`] can take all of it away from the directory alone.
 
 use std::fs::File;
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -82,6 +84,17 @@ impl Host {
         self.run("ctr", &all)
     }
 
+    /// Whether something accepts connections on this port of the host's loopback.
+    pub fn listens(&self, port: u16) -> Result<bool> {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.holder()?))?;
+        // Only this thread goes inside.
+        let tried = std::thread::spawn(move || -> Result<bool> {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(TcpStream::connect(("127.0.0.1", port)).is_ok())
+        });
+        tried.join().map_err(|_| anyhow::anyhow!("the connecting thread panicked"))?
+    }
+
     /// Imports an image archive into Berth's namespace.
     pub fn import(&self, archive: &Path) -> Result<()> {
         self.ctr(&["images", "import", archive.to_str().context("path")?]).map(drop)
@@ -96,8 +109,11 @@ impl Host {
 
     fn hold(&self) -> Result<()> {
         let mut command = Command::new(tools::find("unshare")?);
-        // Its own /run/berth and /etc/cni/net.d would be shared with the machine otherwise.
-        let script = "ip link set lo up && echo 1 > /proc/sys/net/ipv4/ip_forward && exec sleep 2147483647";
+        // Shims' sockets and runc's records have fixed places, and a CNI configuration of the machine would
+        // take precedence: a host has its own of these.
+        let script = "set -e; ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward; mkdir -p /run/containerd; \
+                      for d in /run/containerd /etc/cni; do [ ! -d $d ] || mount -t tmpfs tmpfs $d; done; \
+                      exec sleep 2147483647";
         command.args(["--mount", "--net", "--propagation", "private", "sh", "-c", script]);
         spawn_daemon(command, &self.dir, "holder")?;
         let pid = self.holder()?;

@@ -9,6 +9,7 @@ use crate::{tools, wait};
 
 /// Where a host's registry listens, in the host's own network namespace.
 pub const ADDRESS: &str = "127.0.0.1:5000";
+const PORT: u16 = 5000;
 pub const USER: &str = "sailor";
 pub const PASSWORD: &str = "berth";
 /// bcrypt of [`PASSWORD`], as docker-registry's htpasswd wants it.
@@ -36,7 +37,7 @@ impl Host {
             if !host::running(&self.dir.join("registry.pid")) {
                 bail!("the registry ended:\n{}", tools::tail(&self.dir.join("registry.log"), 10));
             }
-            Ok(self.run("busybox", &["nc", "-z", "127.0.0.1", "5000"]).is_ok())
+            self.listens(PORT)
         })
     }
 

@@ -265,6 +265,23 @@ impl Observed {
         Some(ended)
     }
 
+    /// Says so when a container that is to run again has to wait for it.
+    fn held_back(&mut self, name: &str, assignment: &Assignment, now: Time) {
+        let Some(container) = self.containers.get(name) else { return };
+        let Some(ended) = container.ended() else { return };
+        let init = assignment.init_containers.iter().any(|c| c.name == name);
+        let again = self.stop.is_none() && wants_restart(&assignment.restart_policy, init, ended);
+        if !again || container.restarts.allowed(ended.exit.at).0 <= now {
+            return;
+        }
+        let pod = assignment.pod.clone().unwrap_or_default();
+        let message = format!(
+            "Back-off restarting failed container {name} in pod {}_{}({})",
+            pod.name, pod.namespace, pod.uid
+        );
+        self.tell(true, "BackOff", message, Some(name));
+    }
+
     /// A step has ended.
     pub fn record(&mut self, step: &Step, outcome: Outcome, assignment: &Assignment, now: Time) {
         match (step, outcome) {
@@ -327,6 +344,7 @@ impl Observed {
             (Step::Wait { container, attempt }, Outcome::Exited(exit)) => {
                 let pull = find(assignment, container).is_some_and(|s| s.image_pull_policy == "Always");
                 self.container(container, |c| c.end(*attempt, exit, pull));
+                self.held_back(container, assignment, now);
             }
             (Step::Wait { container, attempt }, outcome) => {
                 self.instance(container, *attempt, |running| match outcome {
