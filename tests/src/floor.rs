@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use containerd_client::services::v1::{
-    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
-    GetImageRequest, KillRequest, ReadContentRequest, StartRequest, WaitRequest,
+    Container, CreateContainerRequest, CreateRequest as LeaseRequest, CreateTaskRequest,
+    DeleteContainerRequest, DeleteRequest as LeaseDeleteRequest, DeleteTaskRequest, GetImageRequest,
+    KillRequest, ReadContentRequest, StartRequest, WaitRequest,
     container::Runtime,
     containers_client::ContainersClient,
     content_client::ContentClient,
     images_client::ImagesClient,
+    leases_client::LeasesClient,
     snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest, snapshots_client::SnapshotsClient},
     tasks_client::TasksClient,
 };
@@ -53,6 +55,7 @@ impl Round {
 const COUNT: usize = 10;
 const IMAGE: &str = "docker.io/library/busybox:latest";
 const NAMESPACE: &str = "berth-floor";
+const LEASE: &str = "floor";
 /// The same command the benchmark's pods run: it ends at once on TERM.
 pub const COMMAND: &str = "trap 'exit 0' TERM; while :; do sleep 3600 & wait; done";
 
@@ -70,6 +73,10 @@ pub async fn round(socket: &Path, dir: &Path) -> Result<Round> {
     let channel = containerd_client::connect(socket).await.context("containerd")?;
     let floor =
         Floor { parent: chain_id(&channel).await?, channel, dir: dir.to_owned(), cni: tools::cni_dir()? };
+
+    let mut leases = LeasesClient::new(floor.channel.clone());
+    let request = LeaseRequest { id: LEASE.into(), ..Default::default() };
+    leases.create(with_namespace!(request, NAMESPACE)).await?;
 
     let start = Instant::now();
     for i in 0..COUNT {
@@ -99,6 +106,8 @@ pub async fn round(socket: &Path, dir: &Path) -> Result<Round> {
     for i in 0..COUNT {
         floor.stop(i).await?;
     }
+    let request = LeaseDeleteRequest { id: LEASE.into(), sync: true };
+    leases.delete(with_namespace!(request, NAMESPACE)).await?;
     Ok(Round { ordered, parallel, replace })
 }
 
@@ -107,6 +116,14 @@ fn ms(start: Instant) -> f64 {
 }
 
 impl Floor {
+    /// The request in our namespace and under our lease: a snapshot that no container names yet would be
+    /// collected between two calls.
+    fn call<T>(&self, request: T) -> Result<Request<T>> {
+        let mut request = with_namespace!(request, NAMESPACE);
+        request.metadata_mut().insert("containerd-lease", LEASE.parse()?);
+        Ok(request)
+    }
+
     fn netns(&self, i: usize) -> PathBuf {
         self.dir.join(format!("netns-{i}"))
     }
@@ -127,7 +144,7 @@ impl Floor {
             parent: self.parent.clone(),
             ..Default::default()
         };
-        let mounts = snapshots.prepare(with_namespace!(request, NAMESPACE)).await?.into_inner().mounts;
+        let mounts = snapshots.prepare(self.call(request)?).await?.into_inner().mounts;
 
         let container = Container {
             id: id.clone(),
@@ -142,13 +159,13 @@ impl Floor {
             ..Default::default()
         };
         let request = CreateContainerRequest { container: Some(container) };
-        ContainersClient::new(self.channel.clone()).create(with_namespace!(request, NAMESPACE)).await?;
+        ContainersClient::new(self.channel.clone()).create(self.call(request)?).await?;
 
         let mut tasks = TasksClient::new(self.channel.clone());
         let request = CreateTaskRequest { container_id: id.clone(), rootfs: mounts, ..Default::default() };
-        tasks.create(with_namespace!(request, NAMESPACE)).await?;
+        tasks.create(self.call(request)?).await?;
         let request = StartRequest { container_id: id, ..Default::default() };
-        tasks.start(with_namespace!(request, NAMESPACE)).await?;
+        tasks.start(self.call(request)?).await?;
         Ok(())
     }
 
@@ -156,15 +173,15 @@ impl Floor {
         let id = format!("floor-{i}");
         let mut tasks = TasksClient::new(self.channel.clone());
         let request = KillRequest { container_id: id.clone(), signal: 15, ..Default::default() };
-        tasks.kill(with_namespace!(request, NAMESPACE)).await?;
+        tasks.kill(self.call(request)?).await?;
         let request = WaitRequest { container_id: id.clone(), ..Default::default() };
-        tasks.wait(with_namespace!(request, NAMESPACE)).await?;
+        tasks.wait(self.call(request)?).await?;
         let request = DeleteTaskRequest { container_id: id.clone() };
-        tasks.delete(with_namespace!(request, NAMESPACE)).await?;
+        tasks.delete(self.call(request)?).await?;
         let request = DeleteContainerRequest { id: id.clone() };
-        ContainersClient::new(self.channel.clone()).delete(with_namespace!(request, NAMESPACE)).await?;
+        ContainersClient::new(self.channel.clone()).delete(self.call(request)?).await?;
         let request = RemoveSnapshotRequest { snapshotter: "overlayfs".into(), key: id };
-        SnapshotsClient::new(self.channel.clone()).remove(with_namespace!(request, NAMESPACE)).await?;
+        SnapshotsClient::new(self.channel.clone()).remove(self.call(request)?).await?;
         let this = self.clone();
         tokio::task::spawn_blocking(move || -> Result<()> {
             this.cni("DEL", i)?;
