@@ -52,7 +52,7 @@ pub async fn serve(session: &Session, request: StreamRequest) {
     };
     match request {
         Request::Log(request) => log(session, &pod, &container, &request, up, down).await,
-        Request::Exec(request) => exec(session, &pod, &container, request, up, down).await,
+        Request::Exec(request) => Box::pin(exec(session, &pod, &container, request, up, down)).await,
     }
 }
 

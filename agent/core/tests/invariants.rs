@@ -196,10 +196,10 @@ impl Run {
             self.host.did(step);
         }
         self.world.record(step, outcome);
-        if let Step::Signal { container, attempt, kill: true } = step {
-            if well {
-                self.exit(container, *attempt, 137);
-            }
+        if let Step::Signal { container, attempt, kill: true } = step
+            && well
+        {
+            self.exit(container, *attempt, 137);
         }
         self.begin()
     }

@@ -11,11 +11,14 @@ use tokio::time::timeout;
 use super::host::Doing;
 use super::*;
 
+/// By pod, container and attempt.
+type Exits = BTreeMap<(String, String, u32), watch::Sender<Option<i32>>>;
+
 /// Containers by (uid, container, attempt) with the sender that ends them.
 #[derive(Default)]
 struct Memory {
     begun: Mutex<Vec<(String, Step)>>,
-    containers: Mutex<BTreeMap<(String, String, u32), watch::Sender<Option<i32>>>>,
+    containers: Mutex<Exits>,
     sandboxes: Mutex<BTreeSet<String>>,
     /// Pods whose volumes never come.
     dead: Mutex<BTreeSet<String>>,

@@ -73,7 +73,8 @@ async fn exchange(
     stream.write_all(request.as_bytes()).await.map_err(|e| plain(&e))?;
     stream.flush().await.map_err(|e| plain(&e))?;
     let mut bytes = Vec::new();
-    let answer = loop {
+
+    loop {
         let mut chunk = [0; 4096];
         let read = stream.read(&mut chunk).await.map_err(|e| plain(&e))?;
         if read == 0 {
@@ -100,8 +101,7 @@ async fn exchange(
         if bytes.len() > HEADERS {
             break Err("the answer's headers are too long".to_owned());
         }
-    };
-    answer
+    }
 }
 
 fn request(get: &HttpGet, host: &str) -> String {

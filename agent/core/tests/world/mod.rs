@@ -146,11 +146,11 @@ impl World {
                 let Some(outcome) = self.answer(&step) else { continue };
                 answered = true;
                 self.record(&step, outcome);
-                if let Step::Signal { container, kill, .. } = &step {
-                    if *kill || self.obeys_term {
-                        let code = if *kill { 137 } else { 143 };
-                        self.exit(&container.clone(), code);
-                    }
+                if let Step::Signal { container, kill, .. } = &step
+                    && (*kill || self.obeys_term)
+                {
+                    let code = if *kill { 137 } else { 143 };
+                    self.exit(&container.clone(), code);
                 }
             }
             if begun.is_empty() && !answered {
