@@ -165,11 +165,17 @@ fn info(containerd: &str) -> NodeInfo {
         system_uuid: read("/sys/class/dmi/id/product_uuid"),
         boot_id: read("/proc/sys/kernel/random/boot_id"),
         kernel_version: System::kernel_version().unwrap_or_default(),
-        os_image: System::long_os_version().unwrap_or_default(),
+        os_image: os_image(&read("/etc/os-release")),
         container_runtime_version: format!("containerd://{containerd}"),
         operating_system: "linux".to_owned(),
         architecture: architecture.to_owned(),
     }
+}
+
+/// The distribution's name as it calls itself.
+fn os_image(os_release: &str) -> String {
+    let pretty = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    pretty.unwrap_or("Linux").trim_matches('"').to_owned()
 }
 
 /// This host's addresses: those given, or the one that leads to the controller.
@@ -194,4 +200,39 @@ pub fn addresses(given: &[IpAddr], controller: &str) -> Vec<IpAddr> {
         found = vec![better.or(found.first().copied()).unwrap_or(Ipv4Addr::LOCALHOST.into())];
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pressure_is_over_only_after_a_while_of_calm() {
+        let mut pressure = Pressure::new();
+        pressure.see(true);
+        assert!(pressure.on);
+        for _ in 1..CALM {
+            pressure.see(false);
+            assert!(pressure.on);
+        }
+        pressure.see(false);
+        assert!(!pressure.on);
+    }
+
+    #[test]
+    fn the_distribution_is_called_as_it_calls_itself() {
+        assert_eq!(
+            os_image("ID=debian\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
+            "Debian GNU/Linux 12 (bookworm)"
+        );
+        assert_eq!(os_image(""), "Linux");
+    }
+
+    #[test]
+    fn an_address_is_always_found() {
+        let given: Vec<IpAddr> = vec!["192.0.2.1".parse().unwrap()];
+        assert_eq!(addresses(&given, "127.0.0.1:1"), given);
+        assert_eq!(addresses(&[], "127.0.0.1:1").len(), 1);
+        assert_eq!(addresses(&[], "no.such.name.invalid:1").len(), 1);
+    }
 }

@@ -51,7 +51,7 @@ pub async fn serve(session: &Session, request: StreamRequest) {
         }
     };
     match request {
-        Request::Log(request) => log(session, &pod, &container, &request, up, down).await,
+        Request::Log(request) => Box::pin(log(session, &pod, &container, &request, up, down)).await,
         Request::Exec(request) => Box::pin(exec(session, &pod, &container, request, up, down)).await,
     }
 }

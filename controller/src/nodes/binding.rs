@@ -35,8 +35,8 @@ pub struct Attempt<'a> {
     usage: HashMap<String, Usage>,
     used: BTreeSet<Ipv4Addr>,
     last: HashMap<String, Ipv4Addr>,
-    volumes: Vec<Value>,
-    classes: Vec<Value>,
+    /// All volumes and classes; read when a claim that is not bound needs them.
+    storage: Option<(Vec<Value>, Vec<Value>)>,
     claimed: BTreeSet<Key>,
     epoch: u64,
     first_epoch: u64,
@@ -89,19 +89,15 @@ impl<'a> Attempt<'a> {
         last: HashMap<String, Ipv4Addr>,
     ) -> Attempt<'a> {
         let store = &nodes.inner.store;
-        let values = |resource: &'static str| {
-            store.list(&Scope::all(resource)).objects.iter().map(|o| o.value()).collect::<Vec<_>>()
-        };
         let epoch = records::last_epoch(store);
         Attempt {
             nodes,
             store,
-            objects: values(world::NODES),
+            objects: values(store, world::NODES),
             usage,
             used,
             last,
-            volumes: values(VOLUMES),
-            classes: values(CLASSES),
+            storage: None,
             claimed: BTreeSet::new(),
             epoch,
             first_epoch: epoch,
@@ -174,7 +170,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn node_for(&self, pod: &Value, life: &Life, wanted: &Wanted) -> Result<Value, String> {
-        let storage = storage(self.nodes, &self.volumes, &self.classes);
+        let storage = self.storage();
         let storage = storage.lend();
         let fits = |node: &Value| {
             if !wanted.volumes.iter().all(|volume| place::reaches(volume, node)) {
@@ -206,10 +202,9 @@ impl<'a> Attempt<'a> {
     }
 
     /// None: a claim that is part of this attempt already.
-    fn claims(&self, pod: &Value) -> Result<Option<Wanted>, String> {
+    fn claims(&mut self, pod: &Value) -> Result<Option<Wanted>, String> {
+        const UNBOUND: &str = "pod has unbound immediate PersistentVolumeClaims";
         let mut wanted = Wanted { volumes: Vec::new(), now: Vec::new(), with_pod: Vec::new() };
-        let held = storage(self.nodes, &self.volumes, &self.classes);
-        let storage = held.lend();
         for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
             let Some(name) = volume["persistentVolumeClaim"]["claimName"].as_str() else { continue };
             let key = Key::new(CLAIMS, object::namespace(pod), name);
@@ -222,6 +217,16 @@ impl<'a> Attempt<'a> {
                 return Err(format!("persistentvolumeclaim {name:?} is being deleted"));
             }
             let mut value = object.value();
+            // The usual case, without a look at all the volumes there are.
+            if let Some(volume) = bound_volume(self.store, &value) {
+                wanted.volumes.push(volume);
+                continue;
+            }
+            if self.storage.is_none() {
+                self.storage = Some((values(self.store, VOLUMES), values(self.store, CLASSES)));
+            }
+            let held = self.storage();
+            let storage = held.lend();
             if claims::wants_default_class(&value)
                 && let Some(class) = claims::default_class(storage.classes)
             {
@@ -231,14 +236,19 @@ impl<'a> Attempt<'a> {
             let claim = Claim { key, revision: object.revision, value };
             match standing {
                 Standing::Bound { volume } => {
-                    let bound = self.volumes.iter().find(|v| object::name(v) == volume);
-                    wanted.volumes.extend(bound.cloned());
+                    let bound = storage.volumes.iter().find(|v| object::name(v) == volume);
+                    wanted.volumes.extend(bound.map(|v| Value::clone(v)));
                 }
-                Standing::Now(binding) => wanted.now.push((claim, *binding)),
+                Standing::Now(binding) => {
+                    let name = object::name(&binding.volume);
+                    if wanted.now.iter().any(|(_, other)| object::name(&other.volume) == name) {
+                        // One volume for two claims of this pod: the second waits for its own turn.
+                        return Err(UNBOUND.to_owned());
+                    }
+                    wanted.now.push((claim, *binding));
+                }
                 Standing::WithPod => wanted.with_pod.push(claim),
-                Standing::Waits { .. } => {
-                    return Err("pod has unbound immediate PersistentVolumeClaims".to_owned());
-                }
+                Standing::Waits { .. } => return Err(UNBOUND.to_owned()),
                 Standing::Lost { .. } => {
                     return Err(format!("persistentvolumeclaim {name:?} has lost its volume"));
                 }
@@ -247,19 +257,25 @@ impl<'a> Attempt<'a> {
         Ok(Some(wanted))
     }
 
+    fn storage(&self) -> Lists<'_> {
+        let (volumes, classes) = match &self.storage {
+            Some((volumes, classes)) => (volumes.as_slice(), classes.as_slice()),
+            None => (&[][..], &[][..]),
+        };
+        Lists { nodes: self.nodes, volumes: volumes.iter().collect(), classes: classes.iter().collect() }
+    }
+
     /// The transaction so far with the bindings of a pod's claims, or without any of them.
     fn write_bindings(&mut self, wanted: Wanted, node: &Value) -> Result<Transaction, String> {
-        let mut bindings = wanted.now;
-        {
-            let held = storage(self.nodes, &self.volumes, &self.classes);
-            let storage = held.lend();
-            for claim in wanted.with_pod {
-                let binding = claims::bind_on(&claim.value, node, &storage)?;
-                bindings.push((claim, binding));
-            }
-        }
         let mut transaction = self.transaction.clone();
-        for (claim, binding) in bindings {
+        let now = wanted.now.into_iter().map(|(claim, binding)| (claim, Some(binding)));
+        let with_pod = wanted.with_pod.into_iter().map(|claim| (claim, None));
+        for (claim, binding) in now.chain(with_pod) {
+            let binding = match binding {
+                Some(binding) => binding,
+                // One after the other: what the last one took is not there for the next.
+                None => claims::bind_on(&claim.value, node, &self.storage().lend())?,
+            };
             let volume_name = object::name(&binding.volume).to_owned();
             let key = Key::new(VOLUMES, "", &volume_name);
             let volume = if binding.new {
@@ -277,9 +293,10 @@ impl<'a> Attempt<'a> {
                 binding.volume
             };
             // The next pod of this attempt must not get it too.
-            match self.volumes.iter_mut().find(|v| object::name(v) == volume_name) {
+            let (volumes, _) = self.storage.get_or_insert_default();
+            match volumes.iter_mut().find(|v| object::name(v) == volume_name) {
                 Some(there) => *there = volume.clone(),
-                None => self.volumes.push(volume.clone()),
+                None => volumes.push(volume.clone()),
             }
             self.claimed.insert(claim.key.clone());
             transaction = transaction
@@ -308,8 +325,16 @@ impl Lists<'_> {
     }
 }
 
-fn storage<'a>(nodes: &'a Nodes, volumes: &'a [Value], classes: &'a [Value]) -> Lists<'a> {
-    Lists { nodes, volumes: volumes.iter().collect(), classes: classes.iter().collect() }
+fn values(store: &Store, resource: &'static str) -> Vec<Value> {
+    store.list(&Scope::all(resource)).objects.iter().map(|o| o.value()).collect()
+}
+
+/// The volume of a claim whose binding is complete on both sides.
+fn bound_volume(store: &Store, claim: &Value) -> Option<Value> {
+    let name = claim["spec"]["volumeName"].as_str().filter(|name| !name.is_empty())?;
+    let volume = store.get(&Key::new(VOLUMES, "", name))?.value();
+    let complete = claim["status"]["phase"] == "Bound" && volume["status"]["phase"] == "Bound";
+    (complete && volume["spec"]["claimRef"]["uid"] == claim["metadata"]["uid"]).then_some(volume)
 }
 
 /// The pod as it is once bound.

@@ -161,3 +161,38 @@ pub fn same(a: &Value, b: &Value) -> bool {
     };
     bare(a) == bare(b)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> NodeStatus {
+        NodeStatus { cpu_millis: 1500, memory_bytes: 1 << 30, runtime_ready: true, ..NodeStatus::default() }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn a_heartbeat_alone_is_no_news() {
+        let mut node = new("n", &report(), "10.42.0.0/24");
+        node["status"] = status(&node, &report(), "v", at(10));
+        let later = status(&node, &report(), "v", at(20));
+        assert!(same(&node["status"], &later));
+        let away = NodeStatus { runtime_ready: false, ..report() };
+        assert!(!same(&node["status"], &status(&node, &away, "v", at(20))));
+    }
+
+    #[test]
+    fn without_a_session_all_conditions_are_unknown_since_then() {
+        let mut node = new("n", &report(), "10.42.0.0/24");
+        node["status"] = status(&node, &report(), "v", at(10));
+        node["status"] = status_unknown(&node, at(60));
+        let ready = &node["status"]["conditions"][0];
+        assert_eq!((&ready["status"], &ready["reason"]), (&json!("Unknown"), &json!("NodeStatusUnknown")));
+        assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:01:00Z");
+        assert_eq!(node["status"]["capacity"]["cpu"], "1500m");
+        assert!(same(&node["status"], &status_unknown(&node, at(90))));
+    }
+}

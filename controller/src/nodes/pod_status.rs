@@ -173,3 +173,95 @@ pub fn time(ms: i64) -> String {
 pub fn text(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(phase: &str, conditions: &[(&str, &str, i64)]) -> PodStatus {
+        PodStatus {
+            phase: phase.to_owned(),
+            start_time_ms: 1_000,
+            conditions: conditions
+                .iter()
+                .map(|(kind, status, at)| Condition {
+                    r#type: (*kind).to_owned(),
+                    status: (*status).to_owned(),
+                    last_transition_ms: *at,
+                    ..Condition::default()
+                })
+                .collect(),
+            ..PodStatus::default()
+        }
+    }
+
+    fn after(pod: &mut Value, report: &PodStatus) -> bool {
+        match status(pod, report, Timestamp::UNIX_EPOCH) {
+            Some(status) => {
+                pod["status"] = status;
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[test]
+    fn a_transition_time_moves_only_with_its_status() {
+        let mut pod = json!({"spec": {}});
+        after(&mut pod, &report("Running", &[("Ready", "False", 1_000)]));
+        after(&mut pod, &report("Running", &[("Ready", "False", 9_000)]));
+        assert_eq!(pod["status"]["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:01Z");
+        after(&mut pod, &report("Running", &[("Ready", "True", 9_000)]));
+        assert_eq!(pod["status"]["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:09Z");
+    }
+
+    #[test]
+    fn conditions_of_others_stay_and_the_order_is_kubernetes() {
+        let mut pod = json!({"spec": {}, "status": {"conditions": [
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": "1970-01-01T00:00:05Z"},
+            {"type": "example.org/ready", "status": "True"},
+        ]}});
+        after(&mut pod, &report("Running", &[("ContainersReady", "True", 1), ("Ready", "True", 1)]));
+        let conditions = pod["status"]["conditions"].as_array().unwrap();
+        let types: Vec<&str> = conditions.iter().map(|c| c["type"].as_str().unwrap()).collect();
+        assert_eq!(types, ["Ready", "ContainersReady", "PodScheduled", "example.org/ready"]);
+    }
+
+    #[test]
+    fn what_has_ended_stays_ended_and_what_has_started_started_once() {
+        let mut pod = json!({"spec": {}});
+        after(&mut pod, &report("Running", &[]));
+        let late = PodStatus { start_time_ms: 50_000, ..report("Succeeded", &[]) };
+        after(&mut pod, &late);
+        assert_eq!(pod["status"]["startTime"], "1970-01-01T00:00:01Z");
+        assert!(!after(&mut pod, &report("Running", &[])));
+        assert_eq!(pod["status"]["phase"], "Succeeded");
+    }
+
+    #[test]
+    fn container_states_are_kubernetes() {
+        let terminated = container_state::Terminated {
+            exit_code: 3,
+            reason: "Error".into(),
+            finished_at_ms: 2_000,
+            ..Default::default()
+        };
+        let waiting = container_state::Waiting { reason: "CrashLoopBackOff".into(), message: String::new() };
+        let container = ContainerStatus {
+            name: "c".into(),
+            restart_count: 2,
+            state: Some(ContainerState { state: Some(container_state::State::Waiting(waiting)) }),
+            last_state: Some(ContainerState { state: Some(container_state::State::Terminated(terminated)) }),
+            ..ContainerStatus::default()
+        };
+        let made = &containers(&[container])[0];
+        assert_eq!(made["state"], json!({"waiting": {"reason": "CrashLoopBackOff"}}));
+        assert_eq!(
+            made["lastState"],
+            json!({"terminated": {
+                "exitCode": 3, "reason": "Error", "startedAt": null, "finishedAt": "1970-01-01T00:00:02Z",
+            }})
+        );
+        assert_eq!((&made["restartCount"], &made["containerID"]), (&json!(2), &Value::Null));
+    }
+}

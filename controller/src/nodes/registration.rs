@@ -38,7 +38,7 @@ impl Nodes {
         let there = self.inner.store.get(&Key::new(NODES, "", name)).map(|o| o.value());
         match there {
             None => {
-                let range = self.free_range().ok_or_else(|| {
+                let range = self.free_range(name).ok_or_else(|| {
                     Status::internal(format!(
                         "no range is left for node {name:?} in the pod range {}",
                         self.inner.config.pod_cidr
@@ -50,7 +50,7 @@ impl Nodes {
             Some(node) => {
                 let range = match node["spec"]["podCIDR"].as_str() {
                     Some(_) => None,
-                    None => self.free_range(),
+                    None => self.free_range(name),
                 };
                 let labels = node_object::labels(name, report);
                 self.inner
@@ -125,18 +125,18 @@ impl Nodes {
         });
     }
 
-    /// What a node adds to the pods placed on it.
-    pub(super) fn place_of(&self, name: &str) -> Place {
-        let node = self.inner.store.get(&Key::new(NODES, "", name)).map(|o| o.value()).unwrap_or_default();
+    /// What a node adds to the pods placed on it; None without a Node object.
+    pub(super) fn place_of(&self, name: &str) -> Option<Place> {
+        let node = self.inner.store.get(&Key::new(NODES, "", name))?.value();
         let addresses = node["status"]["addresses"].as_array();
         let internal = addresses.into_iter().flatten().filter(|a| a["type"] == "InternalIP");
         let range: Option<Range> = node["spec"]["podCIDR"].as_str().and_then(|r| r.parse().ok());
-        Place {
+        Some(Place {
             cluster_domain: self.inner.config.cluster_domain.clone(),
             nameservers: Vec::new(),
             host_ips: internal.filter_map(|a| a["address"].as_str().map(str::to_owned)).collect(),
             gateway: range.map(|r| r.gateway().to_string()).unwrap_or_default(),
-        }
+        })
     }
 
     /// The range a node's pods get their addresses from, as text; empty if it has none.
@@ -145,13 +145,19 @@ impl Nodes {
         node["spec"]["podCIDR"].as_str().unwrap_or_default().to_owned()
     }
 
-    fn free_range(&self) -> Option<Range> {
+    /// A range for a new node: the one its pods have addresses in already, if they have, or one that is
+    /// nobody's.
+    fn free_range(&self, name: &str) -> Option<Range> {
         let nodes = self.inner.store.list(&Scope::all(NODES)).objects;
         let taken: BTreeSet<Range> =
             nodes.iter().filter_map(|o| o.value()["spec"]["podCIDR"].as_str()?.parse().ok()).collect();
         let records = self.inner.store.list(&Scope::all(identity::RESOURCE)).objects;
-        let used: BTreeSet<Ipv4Addr> =
-            records.iter().filter_map(|o| address_of(&Record::read(&o.value())?)).collect();
+        let records: Vec<Record> = records.iter().filter_map(|o| Record::read(&o.value())).collect();
+        let own = records.iter().filter(|r| r.node == name).find_map(|r| r.address.parse::<Range>().ok());
+        if let Some(own) = own.filter(|own| !taken.contains(own)) {
+            return Some(own);
+        }
+        let used: BTreeSet<Ipv4Addr> = records.iter().filter_map(address_of).collect();
         self.inner.config.pod_cidr.share(&taken, &used)
     }
 }

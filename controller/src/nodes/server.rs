@@ -6,6 +6,7 @@ use std::time::Duration;
 use berth_proto::node_server::{Node, NodeServer};
 use berth_proto::stream_up::Message as Up;
 use berth_proto::{AgentMessage, ControllerMessage, JoinRequest, JoinResponse, StreamDown, StreamUp};
+use http_body_util::Limited;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -30,6 +31,8 @@ const HANDSHAKES: usize = 64;
 const FAREWELL: Duration = Duration::from_secs(3);
 /// Inventories of hosts with many pods are bigger than tonic's default of 4 MiB.
 const LARGEST: usize = 64 << 20;
+/// What somebody without a certificate may send: a token and a certificate signing request.
+const STRANGER: usize = 64 << 10;
 /// Messages that may wait for an agent.
 const WAITING: usize = 256;
 /// Chunks that may wait in an interactive stream.
@@ -96,7 +99,12 @@ async fn connection(stream: TlsStream<TcpStream>, service: NodeServer<Service>, 
     let node = certificate.and_then(Identity::of).and_then(|who| who.node().map(str::to_owned));
     let peer = Peer { node };
     let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        let stranger = peer.node.is_none();
         request.extensions_mut().insert(peer.clone());
+        let request = request.map(|body| match stranger {
+            true => tonic::body::Body::new(Limited::new(body, STRANGER)),
+            false => tonic::body::Body::new(body),
+        });
         let mut service = service.clone();
         async move { service.call(request).await }
     });

@@ -199,7 +199,7 @@ struct Teller {
 impl Teller {
     async fn run(&mut self, nodes: &Nodes, out: &Out, mut heard: mpsc::Receiver<Note>) -> Result<(), Ended> {
         let store = &nodes.inner.store;
-        let mut place = nodes.place_of(&self.node);
+        let mut place = nodes.place_of(&self.node).unwrap_or_default();
         let welcome = Welcome {
             pod_cidr: nodes.range_of(&self.node),
             cluster_domain: place.cluster_domain.clone(),
@@ -224,15 +224,17 @@ impl Teller {
                         for event in events {
                             self.changed(&event, &mut dirty);
                         }
-                        let now = nodes.place_of(&self.node);
-                        if now != place {
+                        // A Node that a person has deleted changes nothing for what runs on it.
+                        if let Some(now) = nodes.place_of(&self.node)
+                            && now != place
+                        {
                             place = now;
                             dirty = self.everything(store);
                         }
                     }
                     Err(Expired { .. }) => {
                         self.watches = Watches::new(store).map_err(|e| Ended::Store(e.to_string()))?;
-                        place = nodes.place_of(&self.node);
+                        place = nodes.place_of(&self.node).unwrap_or(place);
                         dirty = self.everything(store);
                     }
                 },

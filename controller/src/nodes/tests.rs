@@ -680,3 +680,81 @@ async fn after_a_restore_nothing_is_bound_before_every_host_has_spoken() {
         }
     }
 }
+
+fn claim(name: &str) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {
+            "storageClassName": "local", "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    })
+}
+
+#[tokio::test]
+async fn claims_that_wait_for_their_pod_are_bound_with_it() {
+    use berth_controller_core::claims::local_class;
+    use berth_controller_core::kinds::persistent_volume_claim::PERSISTENT_VOLUME_CLAIM;
+    use berth_controller_core::kinds::storage_class::STORAGE_CLASS;
+    let controller = Controller::start().await;
+    let mut agent = controller.agent("n1").await;
+    let options = Options::default();
+    controller.objects.create(&STORAGE_CLASS, "", local_class(), &options).await.unwrap();
+    let mount = |name: &str| json!({"name": name, "persistentVolumeClaim": {"claimName": name}});
+    controller.create_pod("web-0", json!({"volumes": [mount("a"), mount("b")]})).await;
+    controller
+        .until("why it waits", || {
+            let pod = controller.get("pods", "web-0")?;
+            let why = pod["status"]["conditions"][0]["message"].as_str()?.to_owned();
+            (why == "0/1 nodes are available: persistentvolumeclaim \"a\" not found.").then_some(())
+        })
+        .await;
+    for name in ["a", "b"] {
+        controller.objects.create(&PERSISTENT_VOLUME_CLAIM, "default", claim(name), &options).await.unwrap();
+    }
+    let assignment = agent.assigned().await;
+    let volumes: Vec<String> = ["a", "b"]
+        .iter()
+        .map(|name| {
+            let claim = controller.get("persistentvolumeclaims", name).unwrap();
+            claim["spec"]["volumeName"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert_ne!(volumes[0], volumes[1]);
+    for (volume, assigned) in volumes.iter().zip(&assignment.volumes) {
+        let stored = controller.store.get(&Key::new("persistentvolumes", "", volume)).unwrap().value();
+        assert_eq!(berth_controller_core::claims::pinned_to(&stored), Some("n1"));
+        assert_eq!(assigned.error, "");
+        assert!(matches!(assigned.source, Some(volume::Source::Directory(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_node_keeps_its_pods_and_comes_back_with_its_range() {
+    let controller = Controller::start().await;
+    let _first = controller.agent("n0").await;
+    let mut agent = controller.agent("n1").await;
+    controller.create_pod("web-0", json!({"nodeName": "n1"})).await;
+    let life = agent.assigned().await.pod.unwrap();
+    controller.objects.delete(&NODE, "", "n1", &DeleteOptions::default()).await.unwrap();
+    // Nothing is said about what runs; a new pod shows that the session goes on.
+    let map = json!({"metadata": {"name": "cm"}});
+    controller.objects.create(&CONFIG_MAP, "default", map, &Options::default()).await.unwrap();
+    assert!(controller.record("web-0").is_some());
+    let line = PodInventory { pod: Some(life.clone()), stopped: false, status: None };
+    let mut agent = controller.agent_with("n1", vec![line]).await;
+    let said = agent.synced().await;
+    assert!(said.iter().all(|m| !matches!(m, Down::Stop(_))), "{said:?}");
+    assert_eq!(controller.get("nodes", "n1").unwrap()["spec"]["podCIDR"], "10.42.1.0/24");
+}
+
+#[tokio::test]
+async fn a_stranger_may_not_send_much() {
+    let controller = Controller::start().await;
+    let stranger = controller.endpoint(ClientTlsConfig::new()).connect().await.unwrap();
+    let asked = JoinRequest { token: "x".repeat(1 << 20), ..JoinRequest::default() };
+    assert_ne!(
+        NodeClient::new(stranger).join(asked).await.unwrap_err().code(),
+        tonic::Code::PermissionDenied
+    );
+}
