@@ -114,8 +114,9 @@ impl Runtime {
         let mut landing = {
             let mut flights = lock(&self.inner.images.flights);
             match flights.get(&flight) {
-                Some(landing) => landing.clone(),
-                None => {
+                // One whose task has died will never land.
+                Some(landing) if landing.has_changed().is_ok() => landing.clone(),
+                _ => {
                     let (sender, receiver) = watch::channel(None);
                     flights.insert(flight.clone(), receiver.clone());
                     let runtime = self.clone();

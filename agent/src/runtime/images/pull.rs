@@ -186,6 +186,12 @@ fn in_words(error: &OciDistributionError) -> String {
         OciDistributionError::ServerError { code, message, url } => {
             format!("the registry answered {code} {} ({url})", message.trim())
         }
-        other => in_full(other),
+        other => {
+            let text = in_full(other);
+            match text.contains("No CA certificates") {
+                true => format!("{text}: install the package ca-certificates"),
+                false => text,
+            }
+        }
     }
 }
