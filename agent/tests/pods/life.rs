@@ -97,7 +97,7 @@ fn exit_codes_messages_and_reasons_are_as_in_kubernetes() {
         let mut talks = container("talks", "echo last words; exit 3");
         talks.termination_message_policy = "FallbackToLogsOnError".into();
         let tells = container("tells", "echo all is well > /dev/termination-log");
-        let killed = container("killed", "kill -9 $$");
+        let killed = container("killed", "sh -c 'kill -9 $$'; exit $?");
         let mut once = pod("once", 7, vec![talks, tells, killed]);
         once.restart_policy = "Never".into();
         lab.pods().apply(once);
@@ -188,14 +188,12 @@ fn probes_make_pods_ready_unready_and_restart_them() {
         let mut by_command = container("main", SERVE);
         by_command.readiness = probe(exec("test -e /tmp/ready || { echo not yet; exit 1; }"));
         by_command.liveness = probe(exec("test ! -e /tmp/dead"));
-        let mut tcp = container("main", &format!("nc -lk -p 8080 -e true & {SERVE}"));
+        let mut tcp = container("main", &format!("/bin/busybox httpd -p 8080; {SERVE}"));
         tcp.readiness = probe(Handler {
             handler: Some(Kind::TcpSocket(handler::TcpSocket { host: String::new(), port: 8080 })),
         });
-        let mut http = container(
-            "main",
-            &format!("nc -lk -p 80 -e sh -c 'read x; echo HTTP/1.1 200 OK; echo' & {SERVE}"),
-        );
+        let mut http =
+            container("main", &format!("touch /tmp/index.html; /bin/busybox httpd -p 80 -h /tmp; {SERVE}"));
         http.readiness = probe(Handler {
             handler: Some(Kind::HttpGet(handler::HttpGet {
                 port: 80,
