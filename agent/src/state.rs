@@ -63,9 +63,15 @@ pub struct State {
 struct Shared {
     path: PathBuf,
     content: Mutex<Content>,
+    signals: Arc<Signals>,
+    written: watch::Sender<Written>,
+}
+
+/// What wakes the writer; apart, so that waiting does not keep the state alive.
+#[derive(Default)]
+struct Signals {
     changed: Notify,
     hurry: Notify,
-    written: watch::Sender<Written>,
 }
 
 #[derive(Default)]
@@ -149,11 +155,10 @@ impl State {
         let shared = Arc::new(Shared {
             path,
             content: Mutex::new(content),
-            changed: Notify::new(),
-            hurry: Notify::new(),
+            signals: Arc::default(),
             written: watch::Sender::new(Written::default()),
         });
-        tokio::spawn(write_on_change(Arc::downgrade(&shared)));
+        tokio::spawn(write_on_change(shared.signals.clone(), Arc::downgrade(&shared)));
         Ok(Opened { state: State { shared }, fence, pods, rebooted })
     }
 
@@ -190,9 +195,9 @@ impl State {
             content.version += 1;
             content.version
         };
-        self.shared.changed.notify_one();
+        self.shared.signals.changed.notify_one();
         if urgent {
-            self.shared.hurry.notify_one();
+            self.shared.signals.hurry.notify_one();
         }
         Ticket { version, written: self.shared.written.subscribe() }
     }
@@ -201,6 +206,13 @@ impl State {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The writer finds that nobody holds the state any more.
+        self.signals.changed.notify_one();
     }
 }
 
@@ -281,17 +293,20 @@ fn read(path: &Path) -> Result<File, StateError> {
 
 /// Writes whatever has changed, one write at a time, until the state is dropped. What cannot be written is
 /// tried again every second: the ones waiting say so.
-async fn write_on_change(shared: std::sync::Weak<Shared>) {
+async fn write_on_change(signals: Arc<Signals>, shared: std::sync::Weak<Shared>) {
     let mut done = 0;
     loop {
-        let Some(state) = shared.upgrade() else { return };
-        if state.lock().version == done {
-            let changed = std::pin::pin!(state.changed.notified());
-            // Woken now and then to notice that nobody holds the state any more.
-            let _ = tokio::time::timeout(Duration::from_secs(60), changed).await;
-            continue;
+        match shared.upgrade() {
+            None => return,
+            Some(state) if state.lock().version == done => {
+                drop(state);
+                signals.changed.notified().await;
+                continue;
+            }
+            Some(_) => {}
         }
-        let _ = tokio::time::timeout(LEISURE, state.hurry.notified()).await;
+        let _ = tokio::time::timeout(LEISURE, signals.hurry.notified()).await;
+        let Some(state) = shared.upgrade() else { return };
         let (bytes, version) = {
             let content = state.lock();
             let file =
@@ -313,8 +328,9 @@ async fn write_on_change(shared: std::sync::Weak<Shared>) {
                 let trouble = format!("{}: {error}", state.path.display());
                 tracing::warn!(%trouble, "the agent's state cannot be written");
                 state.written.send_modify(|written| written.trouble = Some(trouble));
+                drop(state);
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                state.hurry.notify_one();
+                signals.hurry.notify_one();
             }
         }
     }

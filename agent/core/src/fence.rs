@@ -57,16 +57,28 @@ impl Fence {
         if pod.epoch < seen || (other && pod.epoch == seen) {
             return Admission::Refused { seen };
         }
-        self.seen.insert(key, pod.epoch);
+        self.see(key, pod.epoch);
+        if other { Admission::Behind } else { Admission::Start }
+    }
+
+    /// This life is over, and has been reported so: it is never started again, only a newer one is.
+    pub fn ended(&mut self, pod: &PodRef) {
+        let key = (pod.namespace.clone(), pod.name.clone());
+        let next = pod.epoch.saturating_add(1);
+        if self.seen.get(&key).is_none_or(|seen| *seen < next) {
+            self.see(key, next);
+        }
+    }
+
+    fn see(&mut self, key: (String, String), epoch: u64) {
+        self.seen.insert(key, epoch);
         if self.seen.len() > NAMES {
             // The longest ago: an assignment that old cannot still be on its way.
-            if let Some(oldest) =
-                self.seen.iter().min_by_key(|(_, epoch)| **epoch).map(|(key, _)| key.clone())
-            {
+            let oldest = self.seen.iter().min_by_key(|(_, epoch)| **epoch).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest {
                 self.seen.remove(&oldest);
             }
         }
-        if other { Admission::Behind } else { Admission::Start }
     }
 }
 
@@ -102,6 +114,17 @@ mod tests {
         let mut fence = Fence::default();
         fence.admit(&life("a", 3), []);
         assert_eq!(fence.admit(&life("a", 3), []), Admission::Start);
+    }
+
+    #[test]
+    fn what_has_been_reported_as_ended_is_not_started_again() {
+        let mut fence = Fence::default();
+        fence.admit(&life("a", 3), []);
+        fence.ended(&life("a", 3));
+        assert_eq!(fence.admit(&life("a", 3), []), Admission::Refused { seen: 4 });
+        assert_eq!(fence.admit(&life("b", 4), []), Admission::Start);
+        fence.ended(&life("a", 1));
+        assert_eq!(fence.admit(&life("b", 4), []), Admission::Start);
     }
 
     #[test]

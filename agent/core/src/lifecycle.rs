@@ -52,12 +52,6 @@ pub fn lifecycle(assignment: &Assignment, observed: &Observed, now: Time) -> Ste
         return steps;
     }
     let plan = Plan { assignment, observed, now };
-    for (name, container) in &observed.containers {
-        for (attempt, work) in &container.remains {
-            let step = || Step::Remove { container: name.clone(), attempt: *attempt };
-            steps.work(work, now, step);
-        }
-    }
     for spec in plan.specs() {
         plan.tend(spec, &mut steps);
     }
@@ -67,6 +61,7 @@ pub fn lifecycle(assignment: &Assignment, observed: &Observed, now: Time) -> Ste
         plan.set_up(&mut steps);
         plan.launch(&mut steps);
     }
+    plan.clear(&mut steps);
     steps
 }
 
@@ -83,6 +78,29 @@ impl<'a> Plan<'a> {
 
     fn container(&self, name: &str) -> Option<&'a Container> {
         self.observed.containers.get(name)
+    }
+
+    /// Removes what has ended. Not while a container is made: they share a shim, which ends with the last of
+    /// its containers, and one that is on its way must not come upon a shim on its way out. So a restart
+    /// makes the new one first, on the shim that is there.
+    fn clear(&self, steps: &mut Steps) {
+        let making = |container: &Container| matches!(container.phase, Phase::Creating(_));
+        if self.observed.containers.values().any(making)
+            || steps.begin.iter().any(|step| matches!(step, Step::Create { .. }))
+        {
+            return;
+        }
+        for (name, container) in &self.observed.containers {
+            for (attempt, work) in &container.remains {
+                let step = || Step::Remove { container: name.clone(), attempt: *attempt };
+                steps.work(work, self.now, step);
+            }
+        }
+    }
+
+    fn clearing(&self) -> bool {
+        let mut remains = self.observed.containers.values().flat_map(|container| container.remains.values());
+        remains.any(Work::is_doing)
     }
 
     /// What a running container needs: to be waited for, its hooks, its probes, its end.
@@ -240,7 +258,7 @@ impl<'a> Plan<'a> {
     }
 
     fn start(&self, specs: &[Spec], steps: &mut Steps) {
-        let ready = self.ready_to_create();
+        let ready = self.ready_to_create() && !self.clearing();
         // One is made at a time (the first brings up the shim they share), and they start in their order.
         let mut making = false;
         let mut starting = false;

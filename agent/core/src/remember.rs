@@ -80,7 +80,6 @@ impl Remembered {
         let mut urgent = self.clone();
         urgent.ips.clear();
         for container in urgent.containers.values_mut() {
-            container.since = None;
             container.image.clear();
             container.image_id.clear();
             container.started = false;

@@ -90,8 +90,14 @@ impl Record {
         let environment = self.environment(netns.unwrap_or(Path::new("")));
         for plugin in self.list.plugins.iter().rev() {
             let input = self.input(plugin, self.result.as_ref());
-            if let Err(error) = run(config, plugin, &input, "DEL", &environment).await {
-                first.get_or_insert(error);
+            match run(config, plugin, &input, "DEL", &environment).await {
+                Ok(_) => {}
+                // A plugin that is not installed (any more) cannot undo anything: what it made goes with the
+                // namespace, and the pod must not be held up for ever.
+                Err(NetworkError::Config(cause)) => tracing::warn!(cause, "CNI DEL is left out"),
+                Err(error) => {
+                    first.get_or_insert(error);
+                }
             }
         }
         first.map_or(Ok(()), Err)

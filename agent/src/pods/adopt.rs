@@ -36,7 +36,7 @@ impl Pods {
             let observed = Observed::restore(&assignment, &remembered, &containers, rebooted, now);
             tracing::info!(namespace = %pod.namespace, pod = %pod.name, containers = containers.len(), rebooted,
                 "taken up again");
-            self.drive(&mut held, assignment, observed, status);
+            self.drive(&mut held, assignment, observed, status, false);
         }
         for uid in survey.uids {
             if !held.pods.contains_key(&uid) && !found.contains_key(&uid) {
@@ -51,7 +51,8 @@ impl Pods {
                 Observed::restore(&assignment, &Remembered::default(), &containers, rebooted, now);
             observed.began = now;
             observed.stop(&assignment, UNKNOWN, now);
-            self.drive(&mut held, assignment, observed, None);
+            held.unknown.insert(uid, None);
+            self.drive(&mut held, assignment, observed, None, true);
         }
     }
 }

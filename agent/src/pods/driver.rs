@@ -112,6 +112,8 @@ pub struct Driver {
     steps: HashMap<Id, (Step, AbortHandle)>,
     saved: Saved,
     reported: bool,
+    /// Nothing is known of it but that it must go: it is neither kept in the state nor reported.
+    unknown: bool,
 }
 
 /// What was last given to the state file.
@@ -130,6 +132,7 @@ impl Driver {
         assignment: Assignment,
         observed: Observed,
         status: Option<PodStatus>,
+        unknown: bool,
     ) -> Driver {
         let assignment = Arc::new(assignment);
         let remembered = observed.remember();
@@ -148,6 +151,7 @@ impl Driver {
             under_way: JoinSet::new(),
             steps: HashMap::new(),
             reported: false,
+            unknown,
         };
         driver.write(true);
         driver.publish();
@@ -300,6 +304,9 @@ impl Driver {
     }
 
     fn write(&mut self, urgent: bool) {
+        if self.unknown {
+            return;
+        }
         let record = Record {
             assignment: (*self.assignment).clone(),
             remembered: self.saved.remembered.clone(),
@@ -349,7 +356,9 @@ impl Driver {
         if let Some(status) = news {
             view.status.clone_from(&status);
             drop(view);
-            self.around.outbox.status(status);
+            if !self.unknown {
+                self.around.outbox.status(status);
+            }
         }
     }
 
@@ -372,7 +381,7 @@ impl Driver {
     /// Nothing of the pod is left. One that ended by itself keeps its place until it is told to stop: its logs
     /// can be read until then.
     fn report(&mut self) {
-        if self.observed.stop.is_some() && !self.reported {
+        if self.observed.stop.is_some() && !self.reported && !self.unknown {
             self.reported = true;
             self.around.outbox.stopped(self.shared.pod.clone());
         }

@@ -152,7 +152,12 @@ impl RealHost {
                 off_thread(move || etc.write(&assignment, &ips)).await?;
             }
             Step::FindImage { container, image } => {
-                let found = self.insist(|| self.runtime.find_image(image)).await.map_err(image_fault)?;
+                let (runtime, name) = (self.runtime.clone(), image.clone());
+                let find = move || {
+                    let (runtime, name) = (runtime.clone(), name.clone());
+                    async move { runtime.find_image(&name).await }
+                };
+                let found = self.insist(|| to_its_end(find())).await.map_err(image_fault)?;
                 return Ok(match found {
                     Some(image) => self.here(uid, container, image, None),
                     None => Outcome::NoImage,
@@ -169,7 +174,9 @@ impl RealHost {
                         password: auth.password.clone(),
                     })
                     .collect();
-                let image = self.runtime.pull_image(image, &credentials).await.map_err(image_fault)?;
+                let (runtime, name) = (self.runtime.clone(), image.clone());
+                let pull = async move { runtime.pull_image(&name, &credentials).await };
+                let image = to_its_end(pull).await.map_err(image_fault)?;
                 let pull = Pull { took: begun.elapsed(), size: 0 };
                 return Ok(self.here(uid, container, image, Some(pull)));
             }
@@ -470,12 +477,29 @@ impl Host for RealHost {
                     Err(words(format!("not done within {}", berth_agent_core::time::words(limit))))
                 }),
             };
+            if let (Step::Create { .. }, Err(fault)) = (&step, &outcome)
+                && let Some(pod) = &subjects.assignment.pod
+            {
+                tracing::warn!(pod = %pod.name, fault = %fault.message, "a container is not made");
+                // Given up half-way it may have left a shim that would hold up the next try.
+                if let Err(error) = self.runtime.clear_stray_shims(Some(&pod.uid)).await {
+                    tracing::debug!(%error, "its shim is not cleared");
+                }
+            }
             outcome.unwrap_or_else(Outcome::Failed)
         })
     }
 
     fn survey(self: Arc<Self>) -> Pin<Box<dyn Future<Output = Result<Survey, String>> + Send>> {
         Box::pin(async move {
+            // Nothing of an agent before is under way any more (the second: lease times are whole seconds).
+            let before = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
+            if let Err(error) = self.insist(|| self.runtime.clear_leftovers(before)).await {
+                tracing::warn!(%error, "what unfinished pulls have left is not cleared");
+            }
+            if let Err(error) = self.insist(|| self.runtime.clear_stray_shims(None)).await {
+                tracing::warn!(%error, "shims that nobody knows are not cleared");
+            }
             let list = self.insist(|| self.runtime.list(&[])).await.map_err(|e| e.to_string())?;
             let mut uids = self.network.list().await.map_err(|e| e.to_string())?;
             uids.extend(self.cgroups.list().await.map_err(|e| e.to_string())?);
@@ -673,6 +697,16 @@ where
         Ok(done) => done.map_err(in_words),
         Err(panic) => Err(words(format!("a bug in the agent: {panic}"))),
     }
+}
+
+/// Does it on a task of its own, which goes on when this is dropped: half an image would be left otherwise.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ImageError>> + Send + 'static,
+) -> Result<T, ImageError> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        let message = format!("a bug in the agent: {error}");
+        Err(ImageError::Runtime(RuntimeError::Failed { operation: "image", message }))
+    })
 }
 
 fn words(message: impl Into<String>) -> Fault {

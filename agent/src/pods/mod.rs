@@ -117,6 +117,14 @@ struct Held {
     pods: BTreeMap<String, Life>,
     /// By (namespace, name): the next life, waiting for the former to be gone.
     behind: HashMap<(String, String), Assignment>,
+    /// By uid, among `pods`: those that were found and that nothing is known of, with what the controller has
+    /// said of them since. It is done when they are gone.
+    unknown: BTreeMap<String, Option<Wanted>>,
+}
+
+enum Wanted {
+    Run(Box<Assignment>),
+    Stopped(PodRef),
 }
 
 struct Life {
@@ -186,8 +194,15 @@ impl Pods {
 
     /// Runs this life of the pod, or takes over what has changed in its assignment.
     pub fn apply(&self, assignment: Assignment) {
+        self.admit(&mut self.inner.held(), assignment);
+    }
+
+    fn admit(&self, held: &mut Held, assignment: Assignment) {
         let Some(pod) = assignment.pod.clone() else { return };
-        let mut held = self.inner.held();
+        if let Some(wanted) = held.unknown.get_mut(&pod.uid) {
+            *wanted = Some(Wanted::Run(Box::new(assignment)));
+            return;
+        }
         let same_name = held.lives_of(&pod);
         let refs: Vec<&PodRef> = same_name.iter().map(|shared| &shared.pod).collect();
         let admission = held.fence.admit(&pod, refs);
@@ -199,7 +214,7 @@ impl Pods {
             }
             Admission::Start => {
                 self.inner.around.state.put_fence(&held.fence);
-                self.start(&mut held, assignment);
+                self.start(held, assignment);
             }
             Admission::Behind => {
                 self.inner.around.state.put_fence(&held.fence);
@@ -212,7 +227,7 @@ impl Pods {
                     }
                 }
                 held.behind.insert((pod.namespace.clone(), pod.name.clone()), assignment);
-                self.inner.next(&mut held, self, &pod);
+                self.inner.next(held, self, &pod);
             }
             Admission::Refused { seen } => {
                 tracing::warn!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, epoch = pod.epoch, seen,
@@ -230,20 +245,35 @@ impl Pods {
         if held.behind.get(&key).and_then(|next| next.pod.as_ref()).is_some_and(|next| next.uid == pod.uid) {
             held.behind.remove(&key);
         }
+        if let Some(wanted) = held.unknown.get_mut(&pod.uid) {
+            *wanted = Some(Wanted::Stopped(pod.clone()));
+            if let Some(life) = held.pods.get(&pod.uid) {
+                life.shared.stop(grace(stop.grace_seconds));
+            }
+            return;
+        }
         match held.pods.get(&pod.uid) {
             Some(life) if life.shared.pod.epoch == pod.epoch => life.shared.stop(grace(stop.grace_seconds)),
             Some(life) => {
                 tracing::warn!(pod = %pod.name, epoch = pod.epoch, held = life.shared.pod.epoch,
                     "a stop for another epoch is ignored");
             }
-            None => self.inner.around.outbox.stopped(pod),
+            None => {
+                held.fence.ended(&pod);
+                self.inner.around.state.put_fence(&held.fence);
+                self.inner.around.outbox.stopped(pod);
+            }
         }
     }
 
     /// The controller has freed the pod's record: forgets a stopped pod, its logs with it.
     pub fn forget(&self, pod: PodRef) {
         let mut held = self.inner.held();
-        let Some(life) = held.pods.get(&pod.uid) else { return };
+        let Some(life) = held.pods.get(&pod.uid) else {
+            // Of a life before the state was lost, say: its logs may still be there.
+            tokio::spawn(self.inner.around.host.clone().forget(pod));
+            return;
+        };
         if life.shared.pod.epoch != pod.epoch {
             return;
         }
@@ -254,6 +284,8 @@ impl Pods {
             return;
         }
         held.pods.remove(&pod.uid);
+        held.fence.ended(&pod);
+        self.inner.around.state.put_fence(&held.fence);
         self.inner.around.state.remove(&pod.uid);
         self.inner.next(&mut held, self, &pod);
         drop(held);
@@ -272,7 +304,8 @@ impl Pods {
                 status: Some(PodStatus { pod: Some(life.shared.pod.clone()), ..view.status.clone() }),
             }
         };
-        held.pods.values().map(one).collect()
+        // Of some nothing but a directory was found: they have no name to be reported by.
+        held.pods.values().filter(|life| !life.shared.pod.name.is_empty()).map(one).collect()
     }
 
     /// The running container to exec into.
@@ -332,25 +365,52 @@ impl Pods {
 
     fn start(&self, held: &mut Held, assignment: Assignment) {
         let observed = Observed::new(&assignment, self.inner.around.clock.now());
-        self.drive(held, assignment, observed, None);
+        self.drive(held, assignment, observed, None, false);
     }
 
-    fn drive(&self, held: &mut Held, assignment: Assignment, observed: Observed, status: Option<PodStatus>) {
+    fn drive(
+        &self,
+        held: &mut Held,
+        assignment: Assignment,
+        observed: Observed,
+        status: Option<PodStatus>,
+        unknown: bool,
+    ) {
         let pod = assignment.pod.clone().unwrap_or_default();
         let shared = Arc::new(Shared::new(pod.clone()));
-        let driver = Driver::new(shared.clone(), self.inner.around.clone(), assignment, observed, status);
+        let around = self.inner.around.clone();
+        let driver = Driver::new(shared.clone(), around, assignment, observed, status, unknown);
         // Weak: a driver must not keep alive what would end it.
         let inner = Arc::downgrade(&self.inner);
         let uid = pod.uid.clone();
         let gone = move || {
             if let Some(inner) = inner.upgrade() {
-                let pods = Pods { inner };
-                let mut held = pods.inner.held();
-                pods.inner.next(&mut held, &pods, &pod);
+                Pods { inner }.gone(&pod);
             }
         };
         let driver = tokio::spawn(driver.run(gone)).abort_handle();
         held.pods.insert(uid, Life { shared, driver });
+    }
+}
+
+impl Pods {
+    /// Nothing is left of it: whoever waited for that goes on.
+    fn gone(&self, pod: &PodRef) {
+        let mut held = self.inner.held();
+        let wanted = held.unknown.remove(&pod.uid);
+        if wanted.is_some() {
+            held.pods.remove(&pod.uid);
+        }
+        self.inner.next(&mut held, self, pod);
+        match wanted.flatten() {
+            Some(Wanted::Run(assignment)) => self.admit(&mut held, *assignment),
+            Some(Wanted::Stopped(pod)) => {
+                held.fence.ended(&pod);
+                self.inner.around.state.put_fence(&held.fence);
+                self.inner.around.outbox.stopped(pod);
+            }
+            None => {}
+        }
     }
 }
 

@@ -11,14 +11,14 @@ use tokio::time::timeout;
 use super::host::Doing;
 use super::*;
 
-/// By pod, container and attempt.
-type Exits = BTreeMap<(String, String, u32), watch::Sender<Option<i32>>>;
+/// uid, container, attempt.
+type Key = (String, String, u32);
 
-/// Containers by (uid, container, attempt) with the sender that ends them.
+/// Containers with the sender that ends them.
 #[derive(Default)]
 struct Memory {
     begun: Mutex<Vec<(String, Step)>>,
-    containers: Mutex<Exits>,
+    containers: Mutex<BTreeMap<Key, watch::Sender<Option<i32>>>>,
     sandboxes: Mutex<BTreeSet<String>>,
     /// Pods whose volumes never come.
     dead: Mutex<BTreeSet<String>>,
@@ -308,10 +308,25 @@ async fn what_the_state_does_not_know_is_stopped_and_cleaned() {
     pods.apply(assignment("one", 1));
     ready(&pods, "one").await;
     drop(pods);
-    std::fs::remove_file(dir.path().join("state.json")).unwrap();
-    let pods = open(dir.path(), &host).await;
+    let other = tempfile::tempdir().unwrap();
+    let pods = open(other.path(), &host).await;
+    pods.stop(stop(life("one", 1)));
     stopped(&pods, "one").await;
     assert!(host.sandboxes.lock().unwrap().is_empty() && host.containers.lock().unwrap().is_empty());
+    assert!(pods.inventory().is_empty());
+}
+
+#[tokio::test]
+async fn what_the_state_does_not_know_and_the_controller_wants_is_made_anew() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
+    // Only a directory: the agent died before it had written anything of the pod.
+    host.sandboxes.lock().unwrap().insert("one".into());
+    let pods = open(dir.path(), &host).await;
+    pods.apply(assignment("one", 1));
+    ready(&pods, "one").await;
+    let begun = host.begun.lock().unwrap().clone();
+    let at = |wanted: Step| begun.iter().position(|(_, step)| *step == wanted).unwrap();
+    assert!(at(Step::RemoveSandbox) < at(Step::MakeSandbox));
 }
 
 #[tokio::test]

@@ -73,7 +73,6 @@ async fn exchange(
     stream.write_all(request.as_bytes()).await.map_err(|e| plain(&e))?;
     stream.flush().await.map_err(|e| plain(&e))?;
     let mut bytes = Vec::new();
-
     loop {
         let mut chunk = [0; 4096];
         let read = stream.read(&mut chunk).await.map_err(|e| plain(&e))?;

@@ -12,6 +12,7 @@ mod error;
 mod exec;
 mod images;
 pub(crate) mod spec;
+mod stray;
 mod types;
 
 use std::{

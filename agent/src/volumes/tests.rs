@@ -75,7 +75,7 @@ fn an_empty_dir_in_memory_is_a_bounded_tmpfs() {
     place.volumes.mount("u", &empty, &NOBODY, true).unwrap();
     place.volumes.mount("u", &empty, &NOBODY, true).unwrap();
     let path = place.volumes.source("u", &empty);
-    assert_eq!(tmpfs::mounts_below(place.dir.path()).unwrap(), std::slice::from_ref(&path), "once");
+    assert_eq!(tmpfs::mounts_below(place.dir.path()).unwrap(), vec![path.clone()], "once");
     assert!(std::fs::write(path.join("big"), vec![0; 2 << 20]).is_err());
     assert!(remove_tree(place.dir.path()).is_err(), "nothing is removed below a mount");
     assert!(path.join("big").exists());
@@ -110,7 +110,7 @@ fn secrets_are_kept_in_memory_and_need_their_content() {
     assert!(place.volumes.mount("u", &secret, &NOBODY, false).is_err(), "nothing is made without content");
     place.volumes.mount("u", &secret, &group(1234, ""), true).unwrap();
     let path = place.volumes.source("u", &secret);
-    assert_eq!(tmpfs::mounts_below(&path).unwrap(), std::slice::from_ref(&path));
+    assert_eq!(tmpfs::mounts_below(&path).unwrap(), vec![path.clone()]);
     let data = path.join("password").metadata().unwrap();
     assert_eq!((data.gid(), data.mode() & 0o777), (1234, 0o440), "fsGroup may read it");
     place.volumes.mount("u", &secret, &NOBODY, false).unwrap();

@@ -40,8 +40,8 @@ fn is_mounted(path: &Path) -> Result<bool, VolumeError> {
 
 /// Mount points at or below a path, in this mount namespace.
 pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, VolumeError> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|cause| VolumeError::io("/proc/self/mountinfo", cause))?;
+    let text = std::fs::read_to_string("/proc/thread-self/mountinfo")
+        .map_err(|cause| VolumeError::io("/proc/thread-self/mountinfo", cause))?;
     let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
     Ok(points.filter(|point| point.starts_with(path)).collect())
 }
