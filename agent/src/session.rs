@@ -168,12 +168,18 @@ impl Session {
                     let (pods, out) = (self.pods.clone(), out.clone());
                     tokio::spawn(async move {
                         let result = pods.volume(operation).await;
-                        let message = AgentMessage { message: Some(ToController::VolumeResult(result)) };
+                        let message = AgentMessage { message: Some(ToController::OperationResult(result)) };
                         // Asked again in the next session if this one is over.
                         let _ = tokio::time::timeout(STUCK, out.send(message)).await;
                     });
                 }
-                Some(FromController::Synced(_) | FromController::Heartbeat(_)) | None => {}
+                Some(
+                    FromController::Synced(_)
+                    | FromController::Heartbeat(_)
+                    | FromController::Prefetch(_)
+                    | FromController::Network(_),
+                )
+                | None => {}
             }
         }
     }

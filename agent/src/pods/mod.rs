@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use berth_agent_core::{Admission, Fence, Observed};
 use berth_proto::{
-    Assignment, PodInventory, PodRef, PodStatus, Stop, VolumeOperation, VolumeResult, Welcome,
+    Assignment, OperationResult, PodInventory, PodRef, PodStatus, Stop, VolumeOperation, Welcome,
 };
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -350,7 +350,7 @@ impl Pods {
     }
 
     /// Makes, removes or archives a volume's directory.
-    pub async fn volume(&self, operation: VolumeOperation) -> VolumeResult {
+    pub async fn volume(&self, operation: VolumeOperation) -> OperationResult {
         let operation_id = operation.operation_id;
         let volumes = self.inner.volumes.clone();
         let work = tokio::task::spawn_blocking(move || volumes.operate(&operation));
@@ -360,7 +360,7 @@ impl Pods {
             Ok(Err(panic)) => format!("a bug in the agent: {panic}"),
             Err(_) => format!("not done within {OPERATION:?}"),
         };
-        VolumeResult { operation_id, error }
+        OperationResult { operation_id, error }
     }
 
     fn start(&self, held: &mut Held, assignment: Assignment) {

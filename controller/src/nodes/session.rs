@@ -204,6 +204,7 @@ impl Teller {
             pod_cidr: nodes.range_of(&self.node),
             cluster_domain: place.cluster_domain.clone(),
             epoch_floor: records::last_epoch(store),
+            service_cidr: String::new(),
         };
         send(out, ToAgent::Welcome(welcome)).await?;
         let mut dirty = self.everything(store);
@@ -384,7 +385,7 @@ async fn hear(
                     return Err(Ended::Store(status.message));
                 }
             }
-            Some(FromAgent::VolumeResult(result)) => {
+            Some(FromAgent::OperationResult(result)) => {
                 if let Some(waiting) = lock(&nodes.inner.operations).remove(&result.operation_id) {
                     let outcome = if result.error.is_empty() { Ok(()) } else { Err(result.error) };
                     let _ = waiting.send(outcome);
