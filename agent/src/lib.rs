@@ -11,6 +11,7 @@ pub mod network;
 pub mod node_status;
 mod notify;
 pub mod pods;
+pub mod prefetch;
 pub mod probes;
 pub mod runtime;
 pub mod service;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use berth_proto::agent_message::Message as ToController;
 use berth_proto::controller_message::Message as FromController;
 use berth_proto::node_client::NodeClient;
-use berth_proto::{AgentMessage, ControllerMessage, Heartbeat, Hello, NodeStatus};
+use berth_proto::{AgentMessage, ControllerMessage, Heartbeat, Hello, NodeStatus, OperationResult};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +22,7 @@ use tonic::Streaming;
 
 use crate::join::{Credentials, words};
 use crate::pods::Pods;
+use crate::prefetch;
 use crate::runtime::Runtime;
 use crate::streams;
 
@@ -168,16 +169,18 @@ impl Session {
                     let (pods, out) = (self.pods.clone(), out.clone());
                     tokio::spawn(async move {
                         let result = pods.volume(operation).await;
-                        let message = AgentMessage { message: Some(ToController::OperationResult(result)) };
-                        // Asked again in the next session if this one is over.
-                        let _ = tokio::time::timeout(STUCK, out.send(message)).await;
+                        answer(&out, result).await;
+                    });
+                }
+                Some(FromController::Prefetch(request)) => {
+                    let (runtime, out) = (self.runtime.clone(), out.clone());
+                    tokio::spawn(async move {
+                        let result = prefetch::prefetch(&runtime, request).await;
+                        answer(&out, result).await;
                     });
                 }
                 Some(
-                    FromController::Synced(_)
-                    | FromController::Heartbeat(_)
-                    | FromController::Prefetch(_)
-                    | FromController::Network(_),
+                    FromController::Synced(_) | FromController::Heartbeat(_) | FromController::Network(_),
                 )
                 | None => {}
             }
@@ -210,6 +213,12 @@ impl Session {
             permit.send(message);
         }
     }
+}
+
+/// What came of an operation. Asked again in the next session if this one is over.
+async fn answer(out: &mpsc::Sender<AgentMessage>, result: OperationResult) {
+    let message = AgentMessage { message: Some(ToController::OperationResult(result)) };
+    let _ = tokio::time::timeout(STUCK, out.send(message)).await;
 }
 
 /// Between three quarters and five quarters of it, so that many agents do not come back at one moment.

@@ -145,8 +145,13 @@ async fn run(settings: Settings) -> Result<()> {
     let config = NodesConfig { pod_cidr, cluster_domain, provisioners: provisioners.clone() };
     let nodes = Nodes::new(objects.clone(), events.clone(), config);
     let hosts = Arc::new(Hosts { nodes: nodes.clone(), store: store.clone() });
-    let loops =
-        reconcile::Context { objects: objects.clone(), events, provisioners: Arc::new(provisioners), hosts };
+    let loops = reconcile::Context {
+        objects: objects.clone(),
+        events,
+        provisioners: Arc::new(provisioners),
+        hosts,
+        images: Arc::new(nodes.clone()),
+    };
     let join = Arc::new(Joining { pki, tokens: tokens.clone() });
     let api_routes = Api::new(objects, nodes.connects(), Router::new());
 

@@ -165,15 +165,8 @@ impl RealHost {
             }
             Step::PullImage { container, image } => {
                 let begun = Instant::now();
-                let credentials: Vec<RegistryCredentials> = assignment
-                    .registry_auth
-                    .iter()
-                    .map(|auth| RegistryCredentials {
-                        registry: auth.registry.clone(),
-                        username: auth.username.clone(),
-                        password: auth.password.clone(),
-                    })
-                    .collect();
+                let credentials: Vec<RegistryCredentials> =
+                    assignment.registry_auth.iter().cloned().map(Into::into).collect();
                 let (runtime, name) = (self.runtime.clone(), image.clone());
                 let pull = async move { runtime.pull_image(&name, &credentials).await };
                 let image = to_its_end(pull).await.map_err(image_fault)?;

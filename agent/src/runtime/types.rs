@@ -63,6 +63,12 @@ pub struct RegistryCredentials {
     pub password: String,
 }
 
+impl From<berth_proto::RegistryAuth> for RegistryCredentials {
+    fn from(auth: berth_proto::RegistryAuth) -> RegistryCredentials {
+        RegistryCredentials { registry: auth.registry, username: auth.username, password: auth.password }
+    }
+}
+
 impl std::fmt::Debug for RegistryCredentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "RegistryCredentials({} as {})", self.registry, self.username)

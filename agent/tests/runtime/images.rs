@@ -8,6 +8,7 @@ use std::{
 };
 
 use berth_agent::runtime::{ImageError, RegistryCredentials};
+use berth_proto::{Prefetch, prefetch};
 use oci_client::{
     Reference,
     client::{ClientConfig, ClientProtocol},
@@ -285,6 +286,54 @@ fn leftovers_of_an_agent_that_died_are_cleared() {
             .unwrap();
         let left = host.leftovers();
         assert!(left.len() == 2 && left.iter().all(|one| one.contains("theirs")), "{left:?}");
+    });
+}
+
+#[test]
+fn images_are_fetched_before_a_pod_needs_them_as_its_own_start_would() {
+    on_a_host(|| async {
+        let host = Host::new().await;
+        let registry = Registry::start(host.dir.path());
+        registry.push(&layout(&host.dir.path().join("image"))).await;
+        let name = "127.0.0.1:5000/team/box:1";
+        let fetch = |image: &str, policy: &str, password: &str| {
+            let request = Prefetch {
+                operation_id: 7,
+                images: vec![prefetch::Image { image: image.into(), pull_policy: policy.into() }],
+                registry_auth: vec![berth_proto::RegistryAuth {
+                    registry: "127.0.0.1:5000".into(),
+                    username: USER.into(),
+                    password: password.into(),
+                }],
+            };
+            let runtime = host.runtime.clone();
+            async move {
+                let result = berth_agent::prefetch::prefetch(&runtime, request).await;
+                assert_eq!(result.operation_id, 7);
+                result.error
+            }
+        };
+        let never = fetch(name, "Never", PASSWORD).await;
+        assert!(never.contains(name) && never.contains("Never"), "{never}");
+        let denied = fetch(name, "IfNotPresent", "wrong").await;
+        assert!(denied.contains(name) && denied.contains("credentials"), "{denied}");
+        let unknown = fetch("127.0.0.1:5000/team/box:2", "IfNotPresent", PASSWORD).await;
+        assert!(unknown.contains("team/box:2") && unknown.contains("not found"), "{unknown}");
+        assert!(host.runtime.find_image(name).await.unwrap().is_none());
+
+        let asked = || registry.log().matches("GET /v2/team/box/manifests/1 ").count();
+        let before = asked();
+        let (one, other) =
+            tokio::join!(fetch(name, "IfNotPresent", PASSWORD), fetch(name, "IfNotPresent", PASSWORD));
+        assert_eq!((one.as_str(), other.as_str()), ("", ""));
+        assert_eq!(asked(), before + 1, "one pull for all");
+        assert!(host.runtime.find_image(name).await.unwrap().is_some());
+        assert_eq!(fetch(name, "IfNotPresent", "wrong").await, "", "what is here is not asked for");
+        assert_eq!(fetch(name, "Never", PASSWORD).await, "");
+        assert_eq!(asked(), before + 1);
+        assert_eq!(fetch(name, "Always", PASSWORD).await, "");
+        assert_eq!(asked(), before + 2);
+        assert_eq!(host.leftovers(), Vec::<String>::new());
     });
 }
 

@@ -6,8 +6,10 @@
 
 mod addresses;
 mod binding;
+mod images;
 mod ledger;
 mod node_object;
+mod operations;
 mod pod_status;
 mod records;
 mod registration;
@@ -22,12 +24,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use berth_controller_core::claims::Provisioners;
+use berth_proto::ControllerMessage;
 use berth_proto::controller_message::Message;
-use berth_proto::{ControllerMessage, VolumeOperation};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use addresses::{Range, RangeError};
@@ -94,7 +95,8 @@ struct Inner {
     sessions: Mutex<HashMap<String, Handle>>,
     next_id: AtomicU64,
     streams: streams::Hub,
-    operations: Mutex<HashMap<u64, oneshot::Sender<Result<(), String>>>>,
+    operations: operations::Operations,
+    flights: images::Flights,
     /// Held while a node gets its range: no two may get the same.
     registering: tokio::sync::Mutex<()>,
     /// Ends everything that was spawned here.
@@ -136,7 +138,8 @@ impl Nodes {
             sessions: Mutex::default(),
             next_id: AtomicU64::new(1),
             streams: streams::Hub::default(),
-            operations: Mutex::default(),
+            operations: operations::Operations::default(),
+            flights: images::Flights::default(),
             registering: tokio::sync::Mutex::default(),
             shutdown: CancellationToken::new(),
         };
@@ -168,22 +171,6 @@ impl Nodes {
     /// A node whose agent is connected, for what any of them can do.
     pub fn any_connected(&self) -> Option<String> {
         self.sessions().keys().min().cloned()
-    }
-
-    /// Makes, archives or removes a volume's directory on a host. `operation_id` is chosen here.
-    pub async fn volume(&self, node: &str, mut operation: VolumeOperation) -> Result<(), NodeError> {
-        const LIMIT: Duration = Duration::from_secs(60);
-        let id = self.next_id();
-        operation.operation_id = id;
-        let (sender, answer) = oneshot::channel();
-        lock(&self.inner.operations).insert(id, sender);
-        let _forget = Forget(|| drop(lock(&self.inner.operations).remove(&id)));
-        let asked = async {
-            self.tell(node, Message::Volume(operation)).await?;
-            // The sender goes with the session's end.
-            answer.await.map_err(|_| NodeError::Away(node.to_owned()))?.map_err(NodeError::Failed)
-        };
-        tokio::time::timeout(LIMIT, asked).await.unwrap_or(Err(NodeError::Late(node.to_owned())))
     }
 
     /// Says something to a node's agent.

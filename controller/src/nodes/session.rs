@@ -25,7 +25,7 @@ use tonic::{Status, Streaming};
 use super::ledger::Ledger;
 use super::records::{self, Freed, Reporter};
 use super::world::{self, Name};
-use super::{Handle, Nodes, Out, lock, pod_status};
+use super::{Handle, Nodes, Out, pod_status};
 use crate::reconcile::events::{EventType, ObjectRef, Occurrence};
 use crate::store::{CommitError, Event, Expired, Key, Scope, Store, Transaction, Watch};
 
@@ -102,9 +102,10 @@ pub(super) async fn run(nodes: Nodes, node: String, mut inbound: Streaming<Agent
     }
     tracing::info!(node, pods = hello.pods.len(), version = %hello.agent_version, "session opened");
     let ended = tokio::select! {
-        ended = hold(&nodes, &node, hello, inbound, &out) => ended,
+        ended = hold(&nodes, &node, id, hello, inbound, &out) => ended,
         () = cancel.cancelled() => Ended::Replaced,
     };
+    nodes.inner.operations.ended(id);
     tracing::info!(node, reason = %ended, "session ended");
     if let Some(status) = ended.to_status() {
         let _ = tokio::time::timeout(Duration::from_secs(1), out.send(Err(status))).await;
@@ -133,7 +134,14 @@ async fn greet(node: &str, inbound: &mut Streaming<AgentMessage>) -> Result<Hell
 }
 
 /// From Hello to the end.
-async fn hold(nodes: &Nodes, node: &str, hello: Hello, inbound: Streaming<AgentMessage>, out: &Out) -> Ended {
+async fn hold(
+    nodes: &Nodes,
+    node: &str,
+    id: u64,
+    hello: Hello,
+    inbound: Streaming<AgentMessage>,
+    out: &Out,
+) -> Ended {
     let version = hello.agent_version.clone();
     let mut teller = match open(nodes, node, hello).await {
         Ok(teller) => teller,
@@ -141,7 +149,7 @@ async fn hold(nodes: &Nodes, node: &str, hello: Hello, inbound: Streaming<AgentM
     };
     let (notes, heard) = mpsc::channel(64);
     let telling = async { teller.run(nodes, out, heard).await };
-    let hearing = hear(nodes, node, &version, inbound, notes);
+    let hearing = hear(nodes, node, id, &version, inbound, notes);
     tokio::select! {
         Err(ended) = telling => ended,
         Err(ended) = hearing => ended,
@@ -345,6 +353,7 @@ impl Watches {
 async fn hear(
     nodes: &Nodes,
     node: &str,
+    id: u64,
     version: &str,
     mut inbound: Streaming<AgentMessage>,
     notes: mpsc::Sender<Note>,
@@ -386,10 +395,7 @@ async fn hear(
                 }
             }
             Some(FromAgent::OperationResult(result)) => {
-                if let Some(waiting) = lock(&nodes.inner.operations).remove(&result.operation_id) {
-                    let outcome = if result.error.is_empty() { Ok(()) } else { Err(result.error) };
-                    let _ = waiting.send(outcome);
-                }
+                nodes.inner.operations.answered(id, result);
             }
             Some(FromAgent::Hello(_)) => return Err(Ended::Refused("Hello comes once".to_owned())),
             Some(FromAgent::Heartbeat(_) | FromAgent::PodStatus(_)) | None => {}

@@ -30,6 +30,8 @@ use crate::pki::{AgentRequest, Pki, ServerNames};
 use crate::reconcile::events::{Events, Recorded};
 use crate::store::{Key, Store};
 
+mod images;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A controller without its API.

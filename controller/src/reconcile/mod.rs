@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use berth_controller_core::claims::{Directory, Provisioners};
 use futures_util::future::BoxFuture;
+use serde_json::Value;
 
 use crate::objects::Objects;
 use events::{Events, Recorded};
@@ -30,6 +31,13 @@ pub trait Hosts: Send + Sync {
     fn remove(&self, node: Option<String>, directory: Directory) -> BoxFuture<'_, Result<(), String>>;
 }
 
+/// Has what a pod needs on its host before it is made.
+pub trait Images: Send + Sync {
+    /// All images of this pod (as it is about to be made) are on that node, unpacked. Fails, in words that
+    /// name image and node, when one cannot be had now. Dropped, nobody waits for it any more.
+    fn ensure(&self, node: &str, pod: &Value) -> BoxFuture<'static, Result<(), String>>;
+}
+
 /// What the loops work with.
 #[derive(Clone)]
 pub struct Context {
@@ -37,6 +45,7 @@ pub struct Context {
     pub events: Events,
     pub provisioners: Arc<Provisioners>,
     pub hosts: Arc<dyn Hosts>,
+    pub images: Arc<dyn Images>,
 }
 
 /// Runs all loops, for ever; they end when this is dropped.

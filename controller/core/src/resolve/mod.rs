@@ -7,6 +7,7 @@
 mod container;
 mod env;
 mod expand;
+mod images;
 mod registry;
 pub mod resources;
 mod volumes;
@@ -19,6 +20,8 @@ use serde_json::Value;
 
 use crate::identity::Record;
 use crate::object;
+
+pub use images::images;
 
 #[cfg(test)]
 mod tests;

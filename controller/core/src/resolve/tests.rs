@@ -332,12 +332,13 @@ fn pods_have_kubernetes_quality_of_service() {
     assert_eq!(qos(json!({"limits": {"cpu": "1", "memory": "1Gi"}})), "Guaranteed");
 }
 
+fn encode(text: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
 #[test]
 fn pull_secrets_of_both_formats_give_credentials() {
-    let encode = |text: &str| {
-        use base64::Engine as _;
-        base64::engine::general_purpose::STANDARD.encode(text)
-    };
     let json_type = json!({"auths": {
         "https://index.docker.io/v1/": {"auth": encode("me:s:cret")},
         "registry.example:5000": {"username": "u", "password": "p"},
@@ -376,4 +377,24 @@ fn dns_searches_the_namespace_first_and_takes_what_the_pod_adds() {
     assert_eq!(dns.searches, ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "example.org"]);
     assert_eq!(dns.options, ["ndots:2", "edns0"]);
     assert_eq!((dns.policy.as_str(), dns.nameservers), ("ClusterFirst", vec!["192.0.2.53".to_owned()]));
+}
+
+#[test]
+fn a_pods_images_are_known_before_it_has_a_host() {
+    let auths = json!({"auths": {"reg.example": {"username": "u", "password": "p"}}}).to_string();
+    let there = There::default().with("secrets/pull", json!({"data": {".dockerconfigjson": encode(&auths)}}));
+    let container = |image: &str, policy: &str| json!({"image": image, "imagePullPolicy": policy});
+    let wanted = images(
+        &pod(json!({
+            "imagePullSecrets": [{"name": "pull"}],
+            "initContainers": [container("b:1", "IfNotPresent")],
+            "containers": [container("c", "Always"), container("b:1", "IfNotPresent"), container("a:1", "Never")],
+        })),
+        &there,
+    );
+    let named: Vec<(&str, &str)> =
+        wanted.images.iter().map(|i| (i.image.as_str(), i.pull_policy.as_str())).collect();
+    assert_eq!(named, [("a:1", "Never"), ("b:1", "IfNotPresent"), ("c", "Always")]);
+    assert_eq!(wanted.registry_auth.len(), 1);
+    assert_eq!(wanted.registry_auth[0].registry, "reg.example");
 }

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use super::events::Events;
 use super::feed::{Seen, follow};
 use super::volumes::{Shelf, stage_binding};
-use super::{Context, Hosts, first_start};
+use super::{Context, Hosts, Images, first_start};
 use crate::objects::{DeleteOptions, Objects, Options, Propagation, key};
 use crate::store::{EventKind, Key, Scope, Store, Transaction};
 
@@ -63,6 +63,13 @@ impl Hosts for FakeHosts {
     }
 }
 
+/// Every image is everywhere.
+impl Images for FakeHosts {
+    fn ensure(&self, _node: &str, _pod: &Value) -> BoxFuture<'static, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
 struct World {
     objects: Objects,
     context: Context,
@@ -95,6 +102,7 @@ impl World {
             events: Events::new().0,
             provisioners: Arc::new(Provisioners::new([("bdqn".to_owned(), mapped)])),
             hosts: hosts.clone(),
+            images: hosts.clone(),
         };
         let orders = Arc::new(Orders::default());
         let mut world =
