@@ -24,8 +24,7 @@ check: ## format, lints, dependencies
 	@tests/prepare test
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error check; \
-	  else echo "cargo-deny is not installed: dependencies unchecked (cargo install cargo-deny)"; fi
+	@tests/dependencies
 
 bench: ## how fast and how small, against plain containerd (root)
 	@tests/prepare test

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
+use crate::fabric::{self, Fabric};
 use crate::host::{self, Host};
 use crate::kubectl::Kubectl;
 use crate::{image, tools, wait};
@@ -18,6 +19,8 @@ pub struct Cluster {
     pub dir: PathBuf,
     pub hosts: Vec<Host>,
     pub kubectl: Kubectl,
+    /// What joins the hosts.
+    pub fabric: Fabric,
     api_port: u16,
     agent_port: u16,
     keep: bool,
@@ -25,6 +28,8 @@ pub struct Cluster {
 
 /// The provisioner names of the examples, mapped to plain directories.
 const CONFIG: &str = r#"
+advertise = [ROUTERS]
+
 [[provisioner]]
 name = "bdqn"
 directory = "DIR/nfsdata"
@@ -34,34 +39,50 @@ name = "k8s-sigs.io/nfs-subdir-external-provisioner"
 directory = "DIR/nfs-client"
 "#;
 
+/// Segments of the network between the hosts.
+const SEGMENTS: u8 = 2;
 const START: Duration = Duration::from_secs(60);
 
 impl Cluster {
     /// A cluster for one test, in a directory of its own below `target/`, with the busybox image.
     pub fn for_test() -> Result<Cluster> {
+        Cluster::of_hosts(&[("node1", 0)])
+    }
+
+    /// As [`for_test`](Cluster::for_test): two hosts on one segment, a third on another.
+    pub fn of_three() -> Result<Cluster> {
+        Cluster::of_hosts(&[("node1", 0), ("node2", 0), ("node3", 1)])
+    }
+
+    fn of_hosts(hosts: &[(&str, u8)]) -> Result<Cluster> {
         let parent = tools::target_dir()?.join("e2e");
         std::fs::create_dir_all(&parent)?;
         let dir = tempfile::Builder::new().prefix("c").tempdir_in(&parent)?.keep();
-        let cluster = Cluster::start(&dir, &["node1"])?;
+        let cluster = Cluster::start(&dir, hosts)?;
         for host in &cluster.hosts {
             host.import(&image::busybox(&images_dir()?)?)?;
         }
         Ok(cluster)
     }
 
-    /// Starts a controller and one host per name; returns when every node is Ready.
-    pub fn start(dir: &Path, hosts: &[&str]) -> Result<Cluster> {
+    /// Starts a controller and hosts (name and segment); returns when every node is Ready.
+    pub fn start(dir: &Path, hosts: &[(&str, u8)]) -> Result<Cluster> {
         std::fs::create_dir_all(dir)?;
         // Kept for `existing`, and chosen so that nothing else has them now.
         let (api_port, agent_port) = (free_port()?, free_port()?);
         std::fs::write(dir.join("ports"), format!("{api_port} {agent_port}"))?;
-        std::fs::write(dir.join("controller.toml"), CONFIG.replace("DIR", &dir.display().to_string()))?;
+        let routers: Vec<String> =
+            (0..SEGMENTS).map(|s| format!("{:?}", fabric::router(s).to_string())).collect();
+        let config =
+            CONFIG.replace("DIR", &dir.display().to_string()).replace("ROUTERS", &routers.join(", "));
+        std::fs::write(dir.join("controller.toml"), config)?;
         let mut cluster = Cluster::at(dir, api_port, agent_port)?;
+        Fabric::start(&dir.join("fabric"), SEGMENTS, agent_port)?;
         cluster.start_controller()?;
-        for name in hosts {
-            cluster.add_host(name)?;
+        for (name, segment) in hosts {
+            cluster.add_host(name, *segment)?;
         }
-        for name in hosts {
+        for (name, _) in hosts {
             let path = ".status.conditions[?(@.type==\"Ready\")].status";
             wait::until_true(&format!("node {name} Ready"), START, || {
                 let node = format!("node {name}");
@@ -91,7 +112,16 @@ impl Cluster {
     fn at(dir: &Path, api_port: u16, agent_port: u16) -> Result<Cluster> {
         let kubectl =
             Kubectl { program: tools::kubectl()?, kubeconfig: dir.join("controller/admin.kubeconfig") };
-        Ok(Cluster { dir: dir.to_owned(), hosts: Vec::new(), kubectl, api_port, agent_port, keep: false })
+        let fabric = Fabric::existing(&dir.join("fabric"));
+        Ok(Cluster {
+            dir: dir.to_owned(),
+            hosts: Vec::new(),
+            kubectl,
+            fabric,
+            api_port,
+            agent_port,
+            keep: false,
+        })
     }
 
     /// Leaves everything running when this value is dropped.
@@ -130,38 +160,43 @@ impl Cluster {
         host::signal_and_wait(&self.dir.join("controller.pid"), signal)
     }
 
-    /// Makes a host and joins it.
-    pub fn add_host(&mut self, name: &str) -> Result<()> {
+    /// Makes a host on a segment and joins it.
+    pub fn add_host(&mut self, name: &str, segment: u8) -> Result<()> {
         let host = Host::start(name, &self.dir.join("hosts").join(name))?;
-        let token = Command::new(tools::own("berth-controller")?)
-            .args(["token", "create", "--node", name, "--data-dir"])
-            .arg(self.dir.join("controller"))
-            .output()?;
-        if !token.status.success() {
-            bail!("token create: {}", String::from_utf8_lossy(&token.stderr));
-        }
-        std::fs::write(host.dir.join("token"), token.stdout)?;
-        // The controller listens on the machine's loopback; the host has only its own.
-        let forward = Command::new(tools::own("harness")?);
-        let port = self.agent_port.to_string();
-        let mut forward = forward;
-        forward.args(["forward", "--namespace", &host.holder()?.to_string(), "--port", &port]);
-        host::spawn_daemon(forward, &host.dir, "forward")?;
+        self.fabric.plug(&host, self.hosts.len(), segment)?;
+        std::fs::write(
+            host.dir.join("controller"),
+            format!("{}:{}", fabric::router(segment), self.agent_port),
+        )?;
+        std::fs::write(host.dir.join("token"), self.token(name)?)?;
         self.hosts.push(host);
         self.start_agent(self.hosts.len() - 1)
+    }
+
+    /// A token with which a host of this name may join.
+    pub fn token(&self, name: &str) -> Result<String> {
+        let mut command = Command::new(tools::own("berth-controller")?);
+        command.args(["token", "create", "--node", name, "--data-dir"]).arg(self.dir.join("controller"));
+        tools::output(command)
+    }
+
+    /// The host of this name.
+    pub fn host_named(&self, name: &str) -> Result<&Host> {
+        self.hosts.iter().find(|host| host.name == name).with_context(|| format!("no host {name:?}"))
     }
 
     /// Starts the agent of a host (again); does not wait for anything.
     pub fn start_agent(&self, index: usize) -> Result<()> {
         let host = self.hosts.get(index).context("no such host")?;
         let path = |p: PathBuf| p.display().to_string();
+        let controller = std::fs::read_to_string(host.dir.join("controller"))?;
         host.daemon(
             "agent",
             &tools::own("berth-agent")?,
             &[
                 "run",
                 "--controller",
-                &format!("127.0.0.1:{}", self.agent_port),
+                &controller,
                 "--token-file",
                 &path(host.dir.join("token")),
                 "--node-name",
@@ -206,9 +241,9 @@ impl Cluster {
     pub fn remove(dir: &Path) -> Result<()> {
         let mut first = host::signal_and_wait(&dir.join("controller.pid"), Signal::SIGKILL);
         for entry in std::fs::read_dir(dir.join("hosts")).into_iter().flatten().flatten() {
-            let forward = host::signal_and_wait(&entry.path().join("forward.pid"), Signal::SIGKILL);
-            first = first.and(forward).and(host::remove(&entry.path()));
+            first = first.and(host::remove(&entry.path()));
         }
+        first = first.and(Fabric::remove(&dir.join("fabric")));
         if dir.exists() {
             first = first
                 .and(std::fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display())));

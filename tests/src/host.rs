@@ -1,4 +1,4 @@
-//! A host made of namespaces: network and mount namespace of its own, a containerd, an agent.
+//! A host made of namespaces: network, mount and UTS namespace of its own, a containerd, an agent.
 //!
 //! A holder process keeps the namespaces; everything on the host is started through `nsenter` and notes its
 //! process id in the host's directory, so that [`remove`] can take all of it away from the directory alone.
@@ -63,17 +63,15 @@ impl Host {
     /// A command that runs in the host's namespaces.
     pub fn command(&self, program: &Path) -> Result<Command> {
         let mut command = Command::new(tools::find("nsenter")?);
-        command.args(["-t", &self.holder()?.to_string(), "-m", "-n", "--"]).arg(program);
+        command.args(["-t", &self.holder()?.to_string(), "-m", "-n", "-u", "--"]).arg(program);
         Ok(command)
     }
 
     /// Runs a command line on the host to its end; its standard output if it succeeded.
     pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
-        let out = self.command(&tools::find(program)?)?.args(args).output()?;
-        if !out.status.success() {
-            bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
-        }
-        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+        let mut command = self.command(&tools::find(program)?)?;
+        command.args(args);
+        tools::output(command)
     }
 
     /// `ctr` on this host's containerd, in Berth's namespace.
@@ -111,20 +109,21 @@ impl Host {
         let mut command = Command::new(tools::find("unshare")?);
         // Shims' sockets and runc's records have fixed places, and a CNI configuration of the machine would
         // take precedence: a host has its own of these.
-        let script = "set -e; ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward; mkdir -p /run/containerd; \
+        let script = "set -e; hostname \"$0\"; ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward; mkdir -p /run/containerd; \
                       for d in /run/containerd /etc/cni; do [ ! -d $d ] || mount -t tmpfs tmpfs $d; done; \
                       exec sleep 2147483647";
-        command.args(["--mount", "--net", "--propagation", "private", "sh", "-c", script]);
-        spawn_daemon(command, &self.dir, "holder")?;
-        let pid = self.holder()?;
-        // The namespaces are ready when the shell has become `sleep`.
-        wait::until_true("the host's namespaces", Duration::from_secs(10), || {
-            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if comm.is_empty() {
-                bail!("no namespaces: {}", tools::tail(&self.dir.join("holder.log"), 5));
-            }
-            Ok(comm.trim() == "sleep")
-        })
+        command.args([
+            "--mount",
+            "--net",
+            "--uts",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            script,
+            &self.name,
+        ]);
+        spawn_holder(command, &self.dir)
     }
 
     /// Starts containerd (again) on this host's own directories.
@@ -177,7 +176,21 @@ pub fn spawn_daemon(mut command: Command, dir: &Path, name: &str) -> Result<()> 
     Ok(())
 }
 
-fn pid_of(file: &Path) -> Option<i32> {
+/// Starts the process that keeps namespaces: a shell that makes them ready and then becomes `sleep`, which is
+/// waited for.
+pub fn spawn_holder(command: Command, dir: &Path) -> Result<()> {
+    spawn_daemon(command, dir, "holder")?;
+    let pid = pid_of(&dir.join("holder.pid")).context("holder.pid")?;
+    wait::until_true("namespaces", Duration::from_secs(10), || {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if comm.is_empty() {
+            bail!("no namespaces: {}", tools::tail(&dir.join("holder.log"), 5));
+        }
+        Ok(comm.trim() == "sleep")
+    })
+}
+
+pub fn pid_of(file: &Path) -> Option<i32> {
     std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 

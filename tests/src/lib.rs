@@ -5,6 +5,7 @@
 //! must be able to remove all it made from the directory alone, whatever died in between.
 
 pub mod cluster;
+pub mod fabric;
 pub mod floor;
 pub mod host;
 pub mod image;

@@ -1,6 +1,7 @@
 //! Where the programs are that the harness runs. `tests/prepare` has installed what was missing.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -36,6 +37,15 @@ pub fn find(name: &str) -> Result<PathBuf> {
         .map(|dir| dir.join(name))
         .find(|p| p.is_file())
         .with_context(|| format!("{name} is not installed: run tests/prepare"))
+}
+
+/// Runs a command to its end; its standard output if it succeeded.
+pub fn output(mut command: Command) -> Result<String> {
+    let out = command.output().with_context(|| format!("{command:?}"))?;
+    if !out.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 /// The kubectl to use: $KUBECTL, the one `tests/prepare` chose, or the first in PATH.

@@ -20,7 +20,8 @@ fn inventory(cluster: &Cluster, host: &Host) -> Result<BTreeMap<&'static str, Ve
     all.insert("snapshots", lines(snapshots).into_iter().filter(|l| l.contains("Active")).collect());
     all.insert("leases", lines(host.ctr(&["leases", "ls", "-q"])?));
     let links = host.run("ip", &["-o", "link", "show", "type", "veth"])?;
-    all.insert("veths", lines(links));
+    // The host's own cable is not a pod's.
+    all.insert("veths", lines(links).into_iter().filter(|l| !l.contains(": eth0@")).collect());
     let mounts = std::fs::read_to_string(format!("/proc/{}/mounts", host.holder()?))?;
     let marker = cluster.dir.display().to_string();
     all.insert("mounts", lines(mounts).into_iter().filter(|l| l.contains(&marker)).collect());

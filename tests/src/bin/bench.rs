@@ -62,7 +62,7 @@ fn bench(rounds: usize, idle_seconds: u64) -> Result<()> {
     std::fs::create_dir_all(&out)?;
     let dir = out.join("cluster");
     Cluster::remove(&dir)?;
-    let cluster = Cluster::start(&dir, &["node1"])?;
+    let cluster = Cluster::start(&dir, &[("node1", 0)])?;
     let host = cluster.host()?;
     let archive = image::busybox(&cluster::images_dir()?)?;
     host.import(&archive)?;

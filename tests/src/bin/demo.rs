@@ -69,7 +69,7 @@ impl Demo {
     fn run(&mut self, dir: &Path) -> Result<()> {
         self.title("A controller on loopback, and a host of namespaces with its own containerd and agent");
         let start = Instant::now();
-        self.cluster = Some(Cluster::start(dir, &["demo-host"])?.keep());
+        self.cluster = Some(Cluster::start(dir, &[("demo-host", 0)])?.keep());
         self.show("get nodes -o wide")?;
         took(start);
 

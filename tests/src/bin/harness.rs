@@ -14,7 +14,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Listens on loopback inside a network namespace and forwards to the same port on this one's loopback.
+    /// Listens inside a network namespace, on all its addresses, and forwards to the same port on this one's
+    /// loopback.
     Forward {
         /// Process whose network namespace it is.
         #[arg(long)]
@@ -33,10 +34,9 @@ fn main() -> Result<()> {
 fn forward(namespace: i32, port: u16) -> Result<()> {
     // A socket belongs to the namespace of the thread that made it: only this thread goes inside.
     let listener = std::thread::spawn(move || -> Result<TcpListener> {
-        let file =
-            std::fs::File::open(format!("/proc/{namespace}/ns/net")).context("the host's namespace")?;
+        let file = std::fs::File::open(format!("/proc/{namespace}/ns/net")).context("the namespace")?;
         setns(file, CloneFlags::CLONE_NEWNET).context("entering it")?;
-        TcpListener::bind(("127.0.0.1", port)).context("listening inside")
+        TcpListener::bind(("0.0.0.0", port)).context("listening inside")
     })
     .join()
     .map_err(|_| anyhow::anyhow!("the listening thread panicked"))??;
