@@ -39,6 +39,9 @@ pub struct Given {
     /// The range pods get their addresses from, a /24 of it for each host [default: 10.42.0.0/16]
     #[arg(long, value_name = "RANGE")]
     pub pod_cidr: Option<String>,
+    /// The range Services get their addresses from [default: 10.43.0.0/16]
+    #[arg(long, value_name = "RANGE")]
+    pub service_cidr: Option<String>,
     /// The domain of pods' and services' names [default: cluster.local]
     #[arg(long, value_name = "DOMAIN")]
     pub cluster_domain: Option<String>,
@@ -69,6 +72,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     pub agent_listen: SocketAddr,
     pub pod_cidr: String,
+    pub service_cidr: String,
     pub cluster_domain: String,
     pub advertise: Vec<String>,
     pub provisioners: BTreeMap<String, Directories>,
@@ -91,6 +95,7 @@ impl Given {
             listen: self.listen.or(file.listen).unwrap_or(([0, 0, 0, 0], 6443).into()),
             agent_listen: self.agent_listen.or(file.agent_listen).unwrap_or(([0, 0, 0, 0], 6444).into()),
             pod_cidr: self.pod_cidr.or(file.pod_cidr).unwrap_or_else(|| both("10.42.0.0/16")),
+            service_cidr: self.service_cidr.or(file.service_cidr).unwrap_or_else(|| both("10.43.0.0/16")),
             cluster_domain: self
                 .cluster_domain
                 .or(file.cluster_domain)
@@ -154,6 +159,7 @@ mod tests {
         assert_eq!(settings.listen.to_string(), "0.0.0.0:6443");
         assert_eq!(settings.agent_listen.to_string(), "0.0.0.0:6444");
         assert_eq!((&*settings.pod_cidr, &*settings.cluster_domain), ("10.42.0.0/16", "cluster.local"));
+        assert_eq!(settings.service_cidr, "10.43.0.0/16");
     }
 
     #[test]

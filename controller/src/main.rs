@@ -17,10 +17,12 @@ use berth_controller::objects::Objects;
 use berth_controller::pki::{AgentRequest, Pki, ServerNames};
 use berth_controller::reconcile::{self, events::Events, first_start};
 use berth_controller::service::{self, EndSignals};
+use berth_controller::services::{self, Allocations, Services};
 use berth_controller::store::{Scope, Store};
 use berth_controller::tokens::{TokenError, Tokens};
 use berth_controller_core::claims::{Directory, Provisioners};
 use berth_controller_core::kinds::node::NODE;
+use berth_controller_core::services::allocate::AddressRange;
 use berth_controller_schema::Schema;
 use berth_proto::volume_operation::{Source, Verb};
 use berth_proto::{DirectorySource, VolumeOperation};
@@ -122,6 +124,8 @@ fn serve(settings: Settings) -> Result<()> {
 
 async fn run(settings: Settings) -> Result<()> {
     let pod_cidr = Range::cluster(&settings.pod_cidr).context("pod-cidr")?;
+    let service_cidr =
+        AddressRange::beside(&settings.service_cidr, &settings.pod_cidr).context("service-cidr")?;
     let cluster_domain = settings.cluster_domain.clone();
     let mut signals = EndSignals::new().context("no signals")?;
     let data_dir = &settings.data_dir;
@@ -138,12 +142,15 @@ async fn run(settings: Settings) -> Result<()> {
     let tokens = Tokens::new(store.clone(), pki.authority_pin());
     let control = Control::bind(data_dir).with_context(unusable)?;
 
-    let objects = Objects::new(store.clone(), Schema::get());
+    let allocations = Arc::new(Allocations::new(store.clone(), service_cidr));
+    let objects = Objects::new(store.clone(), Schema::get()).with(allocations);
     first_start(&objects).await.context("what a new controller begins with could not be stored")?;
+    services::repair(&objects).await.context("the Services' addresses could not be looked through")?;
+    let services = Services::new(objects.clone());
     let (events, recorded) = Events::new();
     let provisioners = Provisioners::new(settings.provisioners.clone());
-    let config = NodesConfig { pod_cidr, cluster_domain, provisioners: provisioners.clone() };
-    let nodes = Nodes::new(objects.clone(), events.clone(), config);
+    let config = NodesConfig { pod_cidr, service_cidr, cluster_domain, provisioners: provisioners.clone() };
+    let nodes = Nodes::new(objects.clone(), services.clone(), events.clone(), config);
     let hosts = Arc::new(Hosts { nodes: nodes.clone(), store: store.clone() });
     let loops = reconcile::Context {
         objects: objects.clone(),
@@ -160,6 +167,7 @@ async fn run(settings: Settings) -> Result<()> {
     let mut parts = JoinSet::new();
     parts.spawn(stop.clone().run_until_cancelled_owned(control.serve(tokens)).map(|_| "the control socket"));
     parts.spawn(stop.clone().run_until_cancelled_owned(reconcile::run(loops, recorded)).map(|_| "the loops"));
+    parts.spawn(stop.clone().run_until_cancelled_owned(services.run()).map(|_| "the services' side"));
     parts.spawn({
         let (nodes, stop) = (nodes.clone(), stop.clone());
         async move {

@@ -11,5 +11,6 @@ pub mod place;
 pub mod quantity;
 pub mod resolve;
 pub mod selector;
+pub mod services;
 pub mod statefulset;
 pub mod status;

@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_controller_core::claims::Provisioners;
+use berth_controller_core::services::allocate::AddressRange;
 use berth_proto::ControllerMessage;
 use berth_proto::controller_message::Message;
 use tokio::sync::{mpsc, watch};
@@ -35,6 +36,7 @@ pub use addresses::{Range, RangeError};
 
 use crate::objects::Objects;
 use crate::reconcile::events::Events;
+use crate::services::Services;
 use crate::store::Store;
 
 #[cfg(test)]
@@ -45,6 +47,8 @@ mod tests;
 pub struct NodesConfig {
     /// Every node gets a /24 of it.
     pub pod_cidr: Range,
+    /// Services' addresses.
+    pub service_cidr: AddressRange,
     /// `cluster.local`
     pub cluster_domain: String,
     /// Where volumes of claims that wait for their pod are made.
@@ -90,6 +94,7 @@ pub struct Nodes {
 struct Inner {
     store: Store,
     objects: Objects,
+    services: Services,
     events: Events,
     config: NodesConfig,
     sessions: Mutex<HashMap<String, Handle>>,
@@ -129,10 +134,11 @@ pub enum NodeError {
 }
 
 impl Nodes {
-    pub fn new(objects: Objects, events: Events, config: NodesConfig) -> Nodes {
+    pub fn new(objects: Objects, services: Services, events: Events, config: NodesConfig) -> Nodes {
         let inner = Inner {
             store: objects.store().clone(),
             objects,
+            services,
             events,
             config,
             sessions: Mutex::default(),

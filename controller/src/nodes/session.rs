@@ -1,13 +1,14 @@
 //! One agent's session: Hello, what its inventory means, Welcome; then diffs one way and reports the other.
 //!
 //! ```text
-//! Hello ─▶ inventory against records ─▶ Node ─▶ Welcome, Assign/Stop/Forget..., Synced ─┬▶ tell: what changes
-//!                                                                                       └▶ hear: what happens
+//! Hello ─▶ inventory against records ─▶ Node ─▶ Welcome, the network, Assign/Stop/Forget..., Synced ─┬▶ tell: what changes
+//!                                                                                                   └▶ hear: what happens
 //! ```
 //! Both halves run until one of them ends, the agent falls silent, or another session of the same node
 //! takes over. Nothing here outlives the session but what was written to the store.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use berth_controller_core::identity::{Finding, Reported};
@@ -15,7 +16,8 @@ use berth_controller_core::resolve::Use;
 use berth_proto::agent_message::Message as FromAgent;
 use berth_proto::controller_message::Message as ToAgent;
 use berth_proto::{
-    AgentMessage, ControllerMessage, Heartbeat, Hello, PodEvent, PodRef, PodStatus, Synced, Welcome,
+    AgentMessage, ControllerMessage, Heartbeat, Hello, NetworkUpdate, PodEvent, PodRef, PodStatus, Synced,
+    Welcome,
 };
 use futures_util::{FutureExt, StreamExt, future};
 use jiff::Timestamp;
@@ -212,9 +214,12 @@ impl Teller {
             pod_cidr: nodes.range_of(&self.node),
             cluster_domain: place.cluster_domain.clone(),
             epoch_floor: records::last_epoch(store),
-            service_cidr: String::new(),
+            service_cidr: nodes.inner.config.service_cidr.to_string(),
         };
         send(out, ToAgent::Welcome(welcome)).await?;
+        let mut network = nodes.inner.services.listen();
+        // Before any pod: who starts must find the others.
+        send_network(out, network.next().await).await?;
         let mut dirty = self.everything(store);
         self.review(&mut dirty, &mut heard, nodes, out, &place).await?;
         send(out, ToAgent::Synced(Synced {})).await?;
@@ -228,6 +233,7 @@ impl Teller {
                     None => return Ok(()),
                     Some(note) => self.heard(note, &mut dirty),
                 },
+                updates = network.next() => send_network(out, updates).await?,
                 events = self.watches.next() => match events {
                     Ok(events) => {
                         for event in events {
@@ -307,6 +313,13 @@ impl Teller {
         }
         Ok(())
     }
+}
+
+async fn send_network(out: &Out, updates: Vec<Arc<NetworkUpdate>>) -> Result<(), Ended> {
+    for update in updates {
+        send(out, ToAgent::Network(NetworkUpdate::clone(&update))).await?;
+    }
+    Ok(())
 }
 
 async fn send(out: &Out, message: ToAgent) -> Result<(), Ended> {

@@ -28,6 +28,7 @@ use super::{Join, JoinRefused, Joined, Nodes, NodesConfig};
 use crate::objects::{DeleteOptions, Objects, Options};
 use crate::pki::{AgentRequest, Pki, ServerNames};
 use crate::reconcile::events::{Events, Recorded};
+use crate::services::{Allocations, Services};
 use crate::store::{Key, Store};
 
 mod images;
@@ -72,14 +73,18 @@ impl Controller {
         let directory = tempfile::tempdir().unwrap();
         let pki = pki(directory.path());
         let store = Store::in_memory().unwrap();
-        let objects = Objects::new(store.clone(), Schema::get());
+        let service_cidr = "10.43.0.0/16".parse().unwrap();
+        let allocations = Arc::new(Allocations::new(store.clone(), service_cidr));
+        let objects = Objects::new(store.clone(), Schema::get()).with(allocations);
+        let services = Services::new(objects.clone());
         let (events, recorded) = Events::new();
         let config = NodesConfig {
             pod_cidr: super::Range::cluster("10.42.0.0/16").unwrap(),
+            service_cidr,
             cluster_domain: "cluster.local".to_owned(),
             provisioners: Provisioners::new([]),
         };
-        let nodes = Nodes::new(objects.clone(), events, config);
+        let nodes = Nodes::new(objects.clone(), services.clone(), events, config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -89,6 +94,7 @@ impl Controller {
         let (stop, also) = (shutdown.clone(), shutdown.clone());
         tokio::spawn(async move { serving.serve(listener, tls, join, stop).await });
         tokio::spawn(async move { scheduling.schedule(also).await });
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(services.run()));
         let namespace = json!({"metadata": {"name": "default"}});
         objects.create(&NAMESPACE, "", namespace, &Options::default()).await.unwrap();
         Controller {

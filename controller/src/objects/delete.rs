@@ -130,6 +130,7 @@ impl Objects {
         let transaction = Transaction::new().unchanged(current.key.clone(), current.revision);
         if prepare::removable(kind, &value) {
             if !dry_run {
+                let transaction = self.allocate(kind, Some(&current.value()), None, transaction)?;
                 self.commit(transaction.delete(current.key.clone())).await?;
             }
             return Ok(Deleted::Gone(Arc::new(unstored(current.key.clone(), current.revision, &value))));

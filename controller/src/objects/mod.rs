@@ -64,11 +64,26 @@ impl Warnings {
     }
 }
 
+/// Gives objects what only one of them can have (a Service its address), in the transaction that writes them, so
+/// that this module names no kind. None of it is kept in memory: a transaction that loses its race is made anew.
+pub trait Allocate: Send + Sync {
+    /// The object changes from `old` to `new` (None: there is none). Completes `new`, and adds to the transaction
+    /// what is taken and what is given back.
+    fn allocate(
+        &self,
+        kind: &Kind,
+        old: Option<&Value>,
+        new: Option<&mut Value>,
+        transaction: Transaction,
+    ) -> Result<Transaction, Status>;
+}
+
 /// The verbs. Clones share the store.
 #[derive(Clone)]
 pub struct Objects {
     store: Store,
     schema: &'static Schema,
+    allocate: Option<Arc<dyn Allocate>>,
 }
 
 /// A write that did not happen.
@@ -86,7 +101,25 @@ impl From<Status> for Refused {
 
 impl Objects {
     pub fn new(store: Store, schema: &'static Schema) -> Objects {
-        Objects { store, schema }
+        Objects { store, schema, allocate: None }
+    }
+
+    /// The same, with what gives objects what is scarce.
+    pub fn with(self, allocate: Arc<dyn Allocate>) -> Objects {
+        Objects { allocate: Some(allocate), ..self }
+    }
+
+    fn allocate(
+        &self,
+        kind: &Kind,
+        old: Option<&Value>,
+        new: Option<&mut Value>,
+        transaction: Transaction,
+    ) -> Result<Transaction, Status> {
+        match &self.allocate {
+            Some(allocate) => allocate.allocate(kind, old, new, transaction),
+            None => Ok(transaction),
+        }
     }
 
     pub fn store(&self) -> &Store {
@@ -114,7 +147,7 @@ impl Objects {
         loop {
             attempts += 1;
             let home = self.home(kind, namespace, read::name(&value))?;
-            let new = self.prepare_create(kind, namespace, value.clone(), options)?;
+            let mut new = self.prepare_create(kind, namespace, value.clone(), options)?;
             let name = read::name(&new).to_owned();
             let key = key(kind, namespace, &name);
             if self.store.get(&key).is_some() {
@@ -124,11 +157,12 @@ impl Objects {
                 }
                 return Err(Status::already_exists(&kind.resource(), &name));
             }
+            let allocated = self.allocate(kind, None, Some(&mut new), Transaction::new())?;
             if options.dry_run {
                 return Ok(Arc::new(unstored(key, 0, &new)));
             }
             // The namespace is part of the transaction: nothing can be made in one that is being emptied.
-            let mut transaction = Transaction::new().absent(key.clone()).put(key, new);
+            let mut transaction = allocated.absent(key.clone()).put(key, new);
             if let Some(home) = home {
                 transaction = transaction.unchanged(home.key.clone(), home.revision);
             }
@@ -237,14 +271,19 @@ impl Objects {
         options: &Options,
     ) -> Result<Arc<Object>, Refused> {
         let old = current.value();
-        let new = self.prepare_update(kind, sub, &current.key, &old, value, options)?;
+        let mut new = self.prepare_update(kind, sub, &current.key, &old, value, options)?;
+        let mut transaction = Transaction::new().unchanged(current.key.clone(), current.revision);
+        if sub.is_none() {
+            transaction = self.allocate(kind, Some(&old), Some(&mut new), transaction)?;
+        }
         if prepare::same(&old, &new) {
             return Ok(current.clone());
         }
-        let transaction = Transaction::new().unchanged(current.key.clone(), current.revision);
         if prepare::removable(kind, &new) {
             let last = Arc::new(unstored(current.key.clone(), current.revision, &new));
             if !options.dry_run {
+                let transaction = Transaction::new().unchanged(current.key.clone(), current.revision);
+                let transaction = self.allocate(kind, Some(&old), None, transaction)?;
                 self.commit(transaction.delete(current.key.clone())).await?;
             }
             return Ok(last);
@@ -360,12 +399,12 @@ fn resource_version(value: &Value) -> &str {
     value["metadata"]["resourceVersion"].as_str().unwrap_or_default()
 }
 
-/// What a transaction with one put wrote.
+/// The object of a transaction whose last put it was.
 fn written(committed: Committed) -> Result<Arc<Object>, Status> {
     committed
         .objects
         .into_iter()
-        .next()
+        .next_back()
         .ok_or_else(|| Status::internal("the store answered without the object"))
 }
 

@@ -10,7 +10,10 @@ pub mod columns;
 pub mod config_map;
 pub mod controller_revision;
 pub mod default;
+pub mod endpoint_slice;
+pub mod endpoints;
 pub mod event;
+pub mod lease;
 pub mod meta;
 pub mod names;
 pub mod namespace;
@@ -176,6 +179,7 @@ pub static ALL: &[&Kind] = &[
     &node::NODE,
     &pod::POD,
     &service::SERVICE,
+    &endpoints::ENDPOINTS,
     &persistent_volume::PERSISTENT_VOLUME,
     &persistent_volume_claim::PERSISTENT_VOLUME_CLAIM,
     &config_map::CONFIG_MAP,
@@ -184,6 +188,8 @@ pub static ALL: &[&Kind] = &[
     &event::EVENT,
     &stateful_set::STATEFUL_SET,
     &controller_revision::CONTROLLER_REVISION,
+    &endpoint_slice::ENDPOINT_SLICE,
+    &lease::LEASE,
     &storage_class::STORAGE_CLASS,
     &rbac::ROLE,
     &rbac::CLUSTER_ROLE,

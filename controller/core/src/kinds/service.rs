@@ -1,5 +1,5 @@
-//! Service: a name for pods, and later an address. What is stored here is valid for Kubernetes; addresses of
-//! `ClusterIP` services are allocated once services are served.
+//! Service: a name for pods, and an address. What it holds (its address, its node ports) is given to it where
+//! it is written, by [`crate::services::allocate`].
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,10 @@ pub static SERVICE: Kind = Kind {
             service.insert("status".into(), json!({"loadBalancer": {}}));
         }
     },
-    prepare_update: keep_address,
+    prepare_update: |old, new| {
+        keep_allocated(old, new);
+        drop_what_the_type_has_not(old, new);
+    },
     validate: |service| validate_spec(&At::root(service).get("spec")),
     validate_update,
     columns: &[
@@ -47,11 +50,20 @@ pub static SERVICE: Kind = Kind {
         })
         .wide(),
     ],
-    warnings: |service| match service["spec"]["type"].as_str() {
-        Some(kind @ ("NodePort" | "LoadBalancer")) => vec![format!(
-            "spec.type: {kind} services are stored, but Berth does not serve them from outside yet"
-        )],
-        _ => Vec::new(),
+    warnings: |service| {
+        let spec = &service["spec"];
+        let mut warnings = Vec::new();
+        if spec["type"] == "LoadBalancer" {
+            warnings.push(
+                "spec.type: Berth has no load balancer to offer: the service is reached at its node ports, and its \
+                 external address stays pending"
+                    .to_owned(),
+            );
+        }
+        if spec["trafficDistribution"].is_string() {
+            warnings.push("spec.trafficDistribution: no preference is given to any endpoint yet".to_owned());
+        }
+        warnings
     },
     ..Kind::COMMON
 };
@@ -66,6 +78,10 @@ fn defaults(service: &mut Value) {
     if spec["sessionAffinity"] == "ClientIP" {
         let config = default::map(default::map(spec, "sessionAffinityConfig"), "clientIP");
         default::if_absent(config, "timeoutSeconds", 10_800);
+    } else if spec["sessionAffinity"] == "None"
+        && let Some(spec) = spec.as_object_mut()
+    {
+        spec.remove("sessionAffinityConfig");
     }
     default::if_zero(spec, "type", "ClusterIP");
     for port in default::each(spec, "ports") {
@@ -94,17 +110,73 @@ fn defaults(service: &mut Value) {
     }
 }
 
-/// An update that names no address keeps the one allocated.
-fn keep_address(old: &Value, new: &mut Value) {
-    let has_address = |service: &Value| service["spec"]["type"] != "ExternalName";
-    if !has_address(old) || !has_address(new) {
+fn has_address(service: &Value) -> bool {
+    service["spec"]["type"] != "ExternalName"
+}
+
+fn has_node_ports(service: &Value) -> bool {
+    matches!(service["spec"]["type"].as_str(), Some("NodePort" | "LoadBalancer"))
+}
+
+/// An update that names no address and no node ports keeps those allocated.
+fn keep_allocated(old: &Value, new: &mut Value) {
+    if has_address(old) && has_address(new) {
+        let spec = default::map(new, "spec");
+        if check::is_zero(&spec["clusterIP"]) && !check::is_zero(&old["spec"]["clusterIP"]) {
+            for field in ["clusterIP", "clusterIPs"] {
+                default::copy(&old["spec"], spec, field);
+            }
+        }
+    }
+    if !has_node_ports(old) || !has_node_ports(new) {
         return;
     }
-    let spec = default::map(new, "spec");
-    if check::is_zero(&spec["clusterIP"]) && !check::is_zero(&old["spec"]["clusterIP"]) {
-        for field in ["clusterIP", "clusterIPs"] {
-            default::copy(&old["spec"], spec, field);
+    // By name, as Kubernetes does: everything else of a port may have been changed. One that the new service
+    // says itself is not given to another of its ports.
+    let said: Vec<Value> = list(&new["spec"]["ports"]).iter().map(|p| p["nodePort"].clone()).collect();
+    let before: Vec<(Value, Value)> =
+        list(&old["spec"]["ports"]).iter().map(|p| (p["name"].clone(), p["nodePort"].clone())).collect();
+    for port in default::each(default::map(new, "spec"), "ports") {
+        if !check::is_zero(&port["nodePort"]) {
+            continue;
         }
+        let kept = before.iter().find(|(name, number)| *name == port["name"] && !said.contains(number));
+        if let Some((_, number)) = kept.filter(|(_, number)| !check::is_zero(number)) {
+            port["nodePort"] = number.clone();
+        }
+    }
+}
+
+/// What belonged to the old type goes with it, unless the client has said it anew.
+fn drop_what_the_type_has_not(old: &Value, new: &mut Value) {
+    let spec = |object: &Value, field: &str| object["spec"][field].clone();
+    let mut gone: Vec<&str> = Vec::new();
+    if has_address(old) && !has_address(new) && spec(old, "clusterIP") == spec(new, "clusterIP") {
+        gone.extend(["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"]);
+    }
+    if has_node_ports(old) && !has_node_ports(new) {
+        let numbers = |object: &Value| -> Vec<Value> {
+            list(&object["spec"]["ports"]).iter().map(|p| p["nodePort"].clone()).collect()
+        };
+        if numbers(old) == numbers(new) {
+            for port in default::each(default::map(new, "spec"), "ports") {
+                port.as_object_mut().map(|port| port.remove("nodePort"));
+            }
+        }
+        let outside = !list(&new["spec"]["externalIPs"]).is_empty();
+        if !outside && spec(old, "externalTrafficPolicy") == spec(new, "externalTrafficPolicy") {
+            gone.push("externalTrafficPolicy");
+        }
+    }
+    if old["spec"]["type"] == "LoadBalancer" && new["spec"]["type"] != "LoadBalancer" {
+        for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+            if spec(old, field) == spec(new, field) {
+                gone.push(field);
+            }
+        }
+    }
+    if let Some(spec) = default::map(new, "spec").as_object_mut() {
+        gone.into_iter().for_each(|field| drop(spec.remove(field)));
     }
 }
 
@@ -140,8 +212,29 @@ fn ports(ports: &Value) -> String {
     if shown.is_empty() { "<none>".into() } else { shown.join(",") }
 }
 
+/// All fields but those that only a cloud's load balancer could honour.
+const SUPPORTED: &[&str] = &[
+    "ports",
+    "selector",
+    "clusterIP",
+    "clusterIPs",
+    "type",
+    "externalIPs",
+    "sessionAffinity",
+    "sessionAffinityConfig",
+    "externalName",
+    "externalTrafficPolicy",
+    "internalTrafficPolicy",
+    "publishNotReadyAddresses",
+    "ipFamilyPolicy",
+    "ipFamilies",
+    "allocateLoadBalancerNodePorts",
+    "loadBalancerClass",
+    "trafficDistribution",
+];
+
 fn validate_spec(spec: &At) -> Errors {
-    let mut errors = Errors::new();
+    let mut errors = check::only_supported(spec, SUPPORTED);
     let (kind, ports) = (spec.get("type"), spec.get("ports"));
     let headless = is_headless(spec.value);
     if ports.is_empty() && !headless && kind.str() != "ExternalName" {
@@ -161,7 +254,7 @@ fn validate_spec(spec: &At) -> Errors {
     errors.extend(check::labels(&spec.get("selector")));
     errors.extend(affinity(spec));
     for ip in spec.get("externalIPs").items() {
-        errors.extend(pod_spec::ip(&ip));
+        errors.extend(super::endpoints::ip(&ip));
     }
     errors.extend(traffic(spec));
     errors
@@ -220,6 +313,7 @@ fn validate_ports(ports: &At, kind: &str) -> Errors {
     let mut errors = Errors::new();
     let mut names = Unique::default();
     let mut seen = BTreeSet::new();
+    let mut node_ports = BTreeSet::new();
     for port in ports.items() {
         let [name, number, protocol, target, node] =
             ["name", "port", "protocol", "targetPort", "nodePort"].map(|field| port.get(field));
@@ -238,6 +332,9 @@ fn validate_ports(ports: &At, kind: &str) -> Errors {
         }
         if kind == "ClusterIP" && !node.is_zero() {
             errors.push(node.forbidden("may not be used when `type` is 'ClusterIP'"));
+        }
+        if !node.is_zero() && !node_ports.insert((protocol.str(), node.int())) {
+            errors.push(node.duplicate());
         }
         if !seen.insert((protocol.str(), number.int())) {
             let twice = json!({"protocol": protocol.value, "port": number.value});
@@ -280,11 +377,15 @@ fn traffic(spec: &At) -> Errors {
     errors.extend(one_of_if_set(&internal, POLICIES));
     let distribution = spec.get("trafficDistribution");
     errors.extend(one_of_if_set(&distribution, &["PreferClose", "PreferSameNode", "PreferSameZone"]));
-    if spec.get("allocateLoadBalancerNodePorts").is_set() && spec.get("type").str() != "LoadBalancer" {
-        errors.push(
-            spec.get("allocateLoadBalancerNodePorts")
-                .forbidden("may only be used when `type` is 'LoadBalancer'"),
-        );
+    for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+        let at = spec.get(field);
+        if at.is_set() && spec.get("type").str() != "LoadBalancer" {
+            errors.push(at.forbidden("may only be used when `type` is 'LoadBalancer'"));
+        }
+    }
+    let class = spec.get("loadBalancerClass");
+    if !class.str().is_empty() {
+        errors.extend(invalid_each(&class, names::qualified(class.str())));
     }
     errors
 }
@@ -344,7 +445,7 @@ mod tests {
         old["spec"]["clusterIP"] = "10.43.0.5".into();
         old["spec"]["clusterIPs"] = json!(["10.43.0.5"]);
         let mut new = plain;
-        keep_address(&old, &mut new);
+        keep_allocated(&old, &mut new);
         assert_eq!(new, old);
         new["spec"]["clusterIP"] = "None".into();
         assert_eq!(
@@ -377,10 +478,49 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_is_not_served_yet_is_stored_with_a_warning() {
+    fn a_load_balancer_is_reached_at_its_node_ports_and_says_so() {
         let service = service(json!({"type": "LoadBalancer", "ports": [{"port": 80}]}));
         assert_eq!((SERVICE.validate)(&service), []);
         assert_eq!((SERVICE.warnings)(&service).len(), 1);
         assert_eq!(row(&service)[2], "<pending>");
+    }
+
+    #[test]
+    fn what_only_a_load_balancer_could_honour_is_refused() {
+        let refused =
+            errors(json!({"type": "LoadBalancer", "ports": [{"port": 80}], "loadBalancerIP": "192.0.2.1",
+            "loadBalancerSourceRanges": ["192.0.2.0/24"], "healthCheckNodePort": 30100}));
+        assert_eq!(refused.len(), 3);
+        assert!(refused.iter().all(|e| e.ends_with("not supported by Berth yet")), "{refused:?}");
+    }
+
+    #[test]
+    fn node_ports_are_kept_by_name_and_go_with_the_type() {
+        let old = service(json!({"type": "NodePort", "clusterIP": "10.43.0.5", "ports": [
+            {"name": "a", "port": 80, "nodePort": 30001}, {"name": "b", "port": 81, "nodePort": 30002}]}));
+        let update = |spec: Value| {
+            let mut new = service(spec);
+            (SERVICE.prepare_update)(&old, &mut new);
+            new
+        };
+        let kept = update(
+            json!({"type": "NodePort", "ports": [{"name": "b", "port": 91}, {"name": "c", "port": 92}]}),
+        );
+        assert_eq!(kept["spec"]["ports"][0]["nodePort"], 30002);
+        assert_eq!(kept["spec"]["ports"][1]["nodePort"], Value::Null);
+        assert_eq!(kept["spec"]["clusterIP"], "10.43.0.5");
+
+        let mut plain = old.clone();
+        plain["spec"]["type"] = json!("ClusterIP");
+        (SERVICE.prepare_update)(&old, &mut plain);
+        assert_eq!((SERVICE.validate)(&plain), []);
+        assert!(plain["spec"]["ports"][0]["nodePort"].is_null());
+
+        let mut alias = old.clone();
+        alias["spec"]["type"] = json!("ExternalName");
+        alias["spec"]["externalName"] = json!("db.example.org");
+        (SERVICE.prepare_update)(&old, &mut alias);
+        assert_eq!((SERVICE.validate)(&alias), []);
+        assert!(alias["spec"]["clusterIP"].is_null());
     }
 }
