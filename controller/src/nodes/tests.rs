@@ -1,5 +1,6 @@
 //! The hosts' side over real gRPC and TLS, with agents that are played by the test.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use berth_controller_core::kinds::config_map::CONFIG_MAP;
 use berth_controller_core::kinds::namespace::NAMESPACE;
 use berth_controller_core::kinds::node::NODE;
 use berth_controller_core::kinds::pod::POD;
+use berth_controller_core::kinds::service::SERVICE;
 use berth_controller_schema::Schema;
 use berth_proto::agent_message::Message as Up;
 use berth_proto::controller_message::Message as Down;
@@ -216,6 +218,9 @@ struct Agent {
     channel: Channel,
     up: mpsc::Sender<AgentMessage>,
     down: Streaming<ControllerMessage>,
+    /// What it was told of the network on the way to other messages, and the other way round.
+    heard: Vec<NetworkUpdate>,
+    kept: VecDeque<Down>,
 }
 
 impl Agent {
@@ -224,16 +229,35 @@ impl Agent {
         up.send(AgentMessage { message: Some(Up::Hello(hello)) }).await.unwrap();
         let mut client = NodeClient::new(channel.clone());
         let down = client.session(ReceiverStream::new(messages)).await.unwrap().into_inner();
-        Agent { channel, up, down }
+        Agent { channel, up, down, heard: Vec::new(), kept: VecDeque::new() }
     }
 
-    /// The next message that is no heartbeat.
+    /// The next message that is no heartbeat and not about the network ([`Agent::network`]).
     async fn next(&mut self) -> Down {
+        if let Some(kept) = self.kept.pop_front() {
+            return kept;
+        }
         loop {
             let message = tokio::time::timeout(PATIENCE, self.down.message()).await;
             match message.expect("a message in time").expect("a session").expect("no end").message {
                 Some(Down::Heartbeat(_)) | None => {}
+                Some(Down::Network(update)) => self.heard.push(update),
                 Some(message) => return message,
+            }
+        }
+    }
+
+    /// The next update of the network.
+    async fn network(&mut self) -> NetworkUpdate {
+        loop {
+            if !self.heard.is_empty() {
+                return self.heard.remove(0);
+            }
+            let message = tokio::time::timeout(PATIENCE, self.down.message()).await;
+            match message.expect("a message in time").expect("a session").expect("no end").message {
+                Some(Down::Heartbeat(_)) | None => {}
+                Some(Down::Network(update)) => return update,
+                Some(message) => self.kept.push_back(message),
             }
         }
     }
@@ -765,4 +789,44 @@ async fn a_stranger_may_not_send_much() {
         NodeClient::new(stranger).join(asked).await.unwrap_err().code(),
         tonic::Code::PermissionDenied
     );
+}
+
+#[tokio::test]
+async fn a_host_hears_of_the_others_before_its_pods_and_of_every_change_after() {
+    let controller = Controller::start().await;
+    let mut one = controller.agent("n1").await;
+    let first = one.network().await;
+    assert!(first.reset && first.complete, "{first:?}");
+    let _two = controller.agent("n2").await;
+    let mut peers: Vec<Peer> = first.peers;
+    while !peers.iter().any(|p| p.node_name == "n2" && !p.internal_ips.is_empty()) {
+        peers.extend(one.network().await.peers);
+    }
+    let two = peers.iter().rfind(|p| p.node_name == "n2").unwrap();
+    assert_eq!((&two.pod_cidrs[0][..], &two.internal_ips[0][..]), ("10.42.1.0/24", "192.0.2.7"));
+
+    let service = json!({"metadata": {"name": "web"}, "spec": {
+        "clusterIP": "None", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]}});
+    controller.objects.create(&SERVICE, "default", service, &Options::default()).await.unwrap();
+    let pod = json!({
+        "metadata": {"name": "web-0", "labels": {"app": "web"}},
+        "spec": {"nodeName": "n1", "hostname": "web-0", "subdomain": "web", "containers": [
+            {"name": "c", "image": "busybox", "ports": [{"name": "http", "containerPort": 8080}]}]},
+    });
+    controller.objects.create(&POD, "default", pod, &Options::default()).await.unwrap();
+    // From its assignment on, long before it runs.
+    let told = loop {
+        if let Some(endpoints) = one.network().await.endpoints.into_iter().next() {
+            break endpoints.endpoints[0].clone();
+        }
+    };
+    assert_eq!((&*told.id, &*told.hostname, told.ready), ("web-0", "web-0", false));
+    assert!(told.addresses[0].starts_with("10.42.0."), "{told:?}");
+    assert_eq!(told.ports[0].port, 8080);
+    let assignment = one.assigned().await;
+    one.running(assignment.pod.as_ref().unwrap()).await;
+    while !one.network().await.endpoints.iter().any(|e| e.endpoints.iter().any(|e| e.ready)) {}
+    one.stopped(assignment.pod.as_ref().unwrap()).await;
+    controller.delete_pod("web-0", Some(0)).await;
+    while !one.network().await.endpoints.iter().any(|e| e.removed == ["web-0"]) {}
 }
