@@ -3,7 +3,9 @@
 //! What one pass creates, and the status that says so, is one transaction: from a pod's readiness to the
 //! next pod's existence there is one write, and a crash leaves no half of it.
 
-use std::collections::HashMap;
+mod prefetch;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use berth_controller_core::statefulset::{Action, Claim, Plan, Pod, Revision, Set
 use berth_controller_core::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::Context;
 use super::events::{EventType, ObjectRef};
@@ -22,6 +25,7 @@ use super::queue::{Next, Outcome, Queue};
 use super::volumes;
 use crate::objects::{DeleteOptions, key};
 use crate::store::{EventKind, Key, Object, Scope, Transaction};
+use prefetch::{Gate, Prefetches, Wanted};
 
 const SETS: &Kind = &kinds::stateful_set::STATEFUL_SET;
 const COMPONENT: &str = "statefulset-controller";
@@ -45,13 +49,17 @@ pub async fn run(context: Context) {
             queue.add((namespace.to_owned(), name.to_owned()));
         }
     };
-    let memory: Arc<Memory> = Arc::default();
+    let work_on = Arc::new(Loop {
+        context,
+        queue: queue.clone(),
+        memory: Memory::default(),
+        prefetches: Arc::default(),
+    });
     let work = {
-        let context = context.clone();
-        let memory = memory.clone();
+        let work_on = work_on.clone();
         queue.clone().run("statefulset", WORKERS, move |key| {
-            let (context, memory) = (context.clone(), memory.clone());
-            async move { reconcile(&context, &memory, key).await }
+            let work_on = work_on.clone();
+            async move { reconcile(&work_on, key).await }
         })
     };
     tokio::join!(
@@ -59,7 +67,9 @@ pub async fn run(context: Context) {
         follow(&store, sets.clone(), |seen| match seen {
             Seen::All(_) => add_all(),
             Seen::Changed(event) if event.kind == EventKind::Deleted => {
-                memory.forget(&(event.object.key.namespace.clone(), event.object.key.name.clone()));
+                let key = (event.object.key.namespace.clone(), event.object.key.name.clone());
+                work_on.memory.forget(&key);
+                work_on.prefetches.keep(&key, &HashSet::new());
             }
             Seen::Changed(event) => {
                 queue.add((event.object.key.namespace.clone(), event.object.key.name.clone()));
@@ -105,6 +115,13 @@ pub async fn run(context: Context) {
             Seen::Changed(_) => {}
         }),
     );
+}
+
+struct Loop {
+    context: Context,
+    queue: Queue<SetKey>,
+    memory: Memory,
+    prefetches: Arc<Prefetches>,
 }
 
 /// What was read of each set's pods and revisions, by the version it was read from: in a large set each
@@ -157,7 +174,8 @@ fn read_all<'a, T: Clone>(
     all
 }
 
-async fn reconcile(context: &Context, memory: &Memory, (namespace, name): SetKey) -> Outcome {
+async fn reconcile(on: &Loop, (namespace, name): SetKey) -> Outcome {
+    let Loop { context, memory, .. } = on;
     let store = context.objects.store();
     let Some(stored) = store.get(&key(SETS, &namespace, &name)) else { return Ok(Next::Event) };
     let value = stored.value();
@@ -187,24 +205,27 @@ async fn reconcile(context: &Context, memory: &Memory, (namespace, name): SetKey
         let revisions = read_all(&mut held.revisions, revisions.iter().filter(near), Revision::read);
         plan(&set, &pods, &claims, &revisions, Timestamp::now())
     };
-    let done = carry_out(context, &set, &stored, value, plan).await;
+    let done = carry_out(on, &set, &stored, value, plan).await;
     if store.get(&stored.key).is_some() {
         memory.keep((namespace, name), held);
     }
     done
 }
 
-async fn carry_out(context: &Context, set: &Set, stored: &Object, value: Value, plan: Plan) -> Outcome {
+async fn carry_out(on: &Loop, set: &Set, stored: &Object, value: Value, plan: Plan) -> Outcome {
+    let context = &on.context;
     let about = Say { context, set, object: ObjectRef::of(&value) };
     let mut changes = Vec::new();
     let mut creations = Vec::new();
     let mut deletions = Vec::new();
+    let mut replacements = Vec::new();
     for action in plan.actions {
         match action {
             Action::CreateRevision(_) | Action::CreateClaims { .. } | Action::CreatePod { .. } => {
                 creations.push(action);
             }
             Action::DeletePod { .. } | Action::DeleteRevision { .. } => deletions.push(action),
+            replacement @ Action::ReplacePod { .. } => replacements.push(replacement),
             Action::CannotCreate { name, why } => about.pod("create", &name, Err(&why)),
             change => changes.push(change),
         }
@@ -224,6 +245,9 @@ async fn carry_out(context: &Context, set: &Set, stored: &Object, value: Value, 
         write_status(context, stored, &value, &plan.status_without_creations).await?;
         first_error = Some(error);
     }
+    // After the status: the images of a revision that is not written yet are nobody's.
+    let (gone_for_update, retry) = gate(on, &about, replacements);
+    deletions.extend(gone_for_update);
     for deletion in deletions {
         if let Err(error) = delete(context, &about, deletion).await {
             first_error.get_or_insert(error.into());
@@ -232,13 +256,43 @@ async fn carry_out(context: &Context, set: &Set, stored: &Object, value: Value, 
     if let Some(error) = first_error {
         return Err(error);
     }
-    Ok(match plan.wake_at {
-        Some(at) => {
-            let wait = at.duration_since(Timestamp::now());
-            Next::After(Duration::try_from(wait).unwrap_or_default())
+    let planned = plan.wake_at.map(|at| {
+        let wait = at.duration_since(Timestamp::now());
+        Duration::try_from(wait).unwrap_or_default()
+    });
+    Ok(planned.into_iter().chain(retry).min().map_or(Next::Event, Next::After))
+}
+
+/// The deletions of those pods whose successors' images are on their hosts; and when to ask again for others.
+fn gate(on: &Loop, about: &Say<'_>, replacements: Vec<Action>) -> (Vec<Action>, Option<Duration>) {
+    let key = (about.set.namespace.clone(), about.set.name.clone());
+    let mut deletions = Vec::new();
+    let mut retry: Option<Duration> = None;
+    let mut asked = HashSet::new();
+    for replacement in replacements {
+        let Action::ReplacePod { name, uid, node, revision, successor } = replacement else { continue };
+        let gate = match node {
+            Some(node) => {
+                asked.insert(name.clone());
+                let (pod, uid) = (name.clone(), uid.clone());
+                let wanted = Wanted { pod, uid, node, revision, successor };
+                on.prefetches.ask(&on.context.images, &on.queue, &key, wanted, Instant::now())
+            }
+            None => Gate::Open,
+        };
+        match gate {
+            Gate::Open => deletions.push(Action::DeletePod { name, uid }),
+            Gate::Fetching => {}
+            Gate::Failed { why, again, news } => {
+                if news {
+                    about.held_back(&name, &why);
+                }
+                retry = Some(retry.map_or(again, |r| r.min(again)));
+            }
         }
-        None => Next::Event,
-    })
+    }
+    on.prefetches.keep(&key, &asked);
+    (deletions, retry)
 }
 
 /// One transaction for all that is new, and the status.
@@ -471,6 +525,14 @@ impl Say<'_> {
                 self.record(EventType::Warning, &format!("Failed{title}"), &message);
             }
         }
+    }
+
+    fn held_back(&self, pod: &str, why: &str) {
+        let message = format!(
+            "update of Pod {pod} in StatefulSet {} waits for its images, and the pod runs on: {why}",
+            self.set.name
+        );
+        self.record(EventType::Warning, "FailedPrefetch", &message);
     }
 
     fn record(&self, r#type: EventType, reason: &str, message: &str) {

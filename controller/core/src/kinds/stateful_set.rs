@@ -171,15 +171,38 @@ fn update_strategy(at: &At) -> Errors {
         "OnDelete" => Errors::new(),
         "RollingUpdate" => {
             let mut errors: Errors = nonnegative(&rolling.get("partition")).into_iter().collect();
-            // One at a time is what nothing means; more is not implemented.
-            let at_once = rolling.get("maxUnavailable");
-            let known: &[&str] =
-                if at_once.int() == Some(1) { &["partition", "maxUnavailable"] } else { &["partition"] };
-            errors.extend(only_supported(&rolling, known));
+            errors.extend(max_unavailable(&rolling.get("maxUnavailable")));
+            errors.extend(only_supported(&rolling, &["partition", "maxUnavailable"]));
             errors
         }
         _ => vec![at.invalid("must be 'RollingUpdate' or 'OnDelete'")],
     }
+}
+
+/// A number above zero, or a percentage of the replicas.
+fn max_unavailable(at: &At) -> Errors {
+    const PERCENT: &str = "a valid percent string must be a numeric string followed by an ending '%' \
+                           (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
+    let number = match at.value {
+        Value::Null => return Errors::new(),
+        Value::String(text) => {
+            let digits = text.strip_suffix('%').unwrap_or_default();
+            if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+                return vec![at.invalid(PERCENT)];
+            }
+            let percent = digits.parse().unwrap_or(i64::MAX);
+            if percent > 100 {
+                return vec![at.invalid("must not be greater than 100%")];
+            }
+            percent
+        }
+        other => other.as_i64().unwrap_or_default(),
+    };
+    let mut errors: Errors = nonnegative(at).into_iter().collect();
+    if number == 0 {
+        errors.push(at.invalid("cannot be 0"));
+    }
+    errors
 }
 
 /// The names of the claim templates, which containers may mount, and what is wrong with them.
@@ -331,10 +354,24 @@ mod tests {
             errors(|s| s["spec"]["podManagementPolicy"] = "Random".into()),
             [r#"spec.podManagementPolicy: Invalid value: "Random": must be 'OrderedReady' or 'Parallel'"#]
         );
-        assert_eq!(
-            errors(|s| s["spec"]["updateStrategy"] = json!({"rollingUpdate": {"maxUnavailable": 2}})),
-            ["spec.updateStrategy.rollingUpdate.maxUnavailable: Forbidden: not supported by Berth yet"]
-        );
+    }
+
+    #[test]
+    fn max_unavailable_is_a_number_above_zero_or_a_percentage() {
+        let errors = |value: Value| {
+            errors(|s| s["spec"]["updateStrategy"] = json!({"rollingUpdate": {"maxUnavailable": value}}))
+        };
+        for fine in [json!(1), json!(7), json!("1%"), json!("100%")] {
+            assert!(errors(fine).is_empty());
+        }
+        let field = "spec.updateStrategy.rollingUpdate.maxUnavailable: Invalid value";
+        assert_eq!(errors(json!(0)), [format!("{field}: 0: cannot be 0")]);
+        assert_eq!(errors(json!("0%")), [format!("{field}: \"0%\": cannot be 0")]);
+        assert_eq!(errors(json!(-1)), [format!("{field}: -1: must be greater than or equal to 0")]);
+        assert_eq!(errors(json!("101%")), [format!("{field}: \"101%\": must not be greater than 100%")]);
+        for wrong in ["", "%", "two", "5", "-5%"] {
+            assert!(errors(json!(wrong))[0].contains("a valid percent string"), "{wrong}");
+        }
     }
 
     #[test]

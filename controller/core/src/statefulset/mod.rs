@@ -6,10 +6,12 @@
 //! - [`revision`]: which revisions exist, which is current and which the update goes to;
 //! - [`pod`]: how a new pod and its claims look;
 //! - [`plan`]: the order of things;
+//! - [`update`]: which pods make way for a newer revision, and when;
 //! - [`status`]: what is said about it.
 //!
-//! Two deviations, both towards less waiting: a condemned pod's own unreadiness never delays its deletion,
-//! and scaling to zero does not wait for pods that cannot become ready (kubernetes/kubernetes#57865).
+//! Three deviations, all towards less waiting: a condemned pod's own unreadiness never delays its deletion;
+//! scaling to zero does not wait for pods that cannot become ready (kubernetes/kubernetes#57865); and a pod
+//! of a superseded revision that is not Ready is replaced without waiting for it (#67250, #141095).
 
 mod naming;
 mod plan;
@@ -17,6 +19,7 @@ mod pod;
 mod revision;
 mod set;
 mod status;
+mod update;
 
 #[cfg(test)]
 mod simulation;

@@ -60,6 +60,17 @@ pub enum Action {
         name: String,
         uid: String,
     },
+    /// A pod makes way for one of another revision: it is deleted, but not before the images of its
+    /// successor are on its host.
+    ReplacePod {
+        name: String,
+        uid: String,
+        /// None: it is on no host yet, and nothing is to be waited for.
+        node: Option<String>,
+        /// What its successor is made from.
+        revision: String,
+        successor: Value,
+    },
     /// Nothing can be done about this pod until something else changes; worth an event.
     CannotCreate {
         name: String,
@@ -101,7 +112,7 @@ pub fn plan(set: &Set, pods: &[Pod], claims: &[Claim], revisions: &[Revision], n
         actions,
     };
     if !set.deleting {
-        planner.replicas_then_condemned();
+        planner.replicas_then_condemned_then_outdated();
     }
     let wake_at =
         members.iter().filter_map(|p| p.available_at(set.min_ready_seconds)).filter(|at| *at > now).min();
@@ -132,25 +143,26 @@ fn membership<'a>(set: &Set, pods: &'a [Pod], actions: &mut Vec<Action>) -> Vec<
     members
 }
 
-struct Planner<'a> {
-    set: &'a Set,
-    now: Timestamp,
-    by_ordinal: BTreeMap<u32, &'a Pod>,
+pub(super) struct Planner<'a> {
+    pub set: &'a Set,
+    pub now: Timestamp,
+    pub by_ordinal: BTreeMap<u32, &'a Pod>,
     names: HashSet<&'a str>,
     claims: HashMap<&'a str, &'a Claim>,
     after: Counts,
-    revisions: &'a Revisions,
-    actions: Vec<Action>,
+    pub revisions: &'a Revisions,
+    pub actions: Vec<Action>,
 }
 
 impl<'a> Planner<'a> {
     /// First every ordinal that is wanted, from the lowest up; then those that are not, from the highest
-    /// down; then (once there are updates) those of an older revision. Unless the set is Parallel, each step
-    /// waits for the one before it.
-    fn replicas_then_condemned(&mut self) {
+    /// down; then those of an older revision. Unless the set is Parallel, each step waits for the one
+    /// before it.
+    fn replicas_then_condemned_then_outdated(&mut self) {
         for ordinal in self.set.ordinals.iter() {
             if !self.replica(ordinal) && !self.set.parallel {
-                return;
+                // What is broken and outdated would block for ever: an update goes on from here.
+                return self.update();
             }
         }
         let condemned: Vec<&Pod> = self
@@ -169,6 +181,7 @@ impl<'a> Planner<'a> {
                 return;
             }
         }
+        self.update();
     }
 
     /// Brings one ordinal closer to being available; whether it is.
@@ -224,9 +237,9 @@ impl<'a> Planner<'a> {
     }
 
     /// The revision a pod of this ordinal is made from: the update's, except below the partition.
-    fn template_for(&self, ordinal: u32) -> &'a Template {
+    pub fn template_for(&self, ordinal: u32) -> &'a Template {
         match self.set.strategy {
-            Strategy::RollingUpdate { partition } if self.set.ordinals.position(ordinal) < partition => {
+            Strategy::RollingUpdate { partition, .. } if self.set.ordinals.position(ordinal) < partition => {
                 &self.revisions.current
             }
             Strategy::RollingUpdate { .. } | Strategy::OnDelete => &self.revisions.update,
@@ -241,10 +254,11 @@ impl<'a> Planner<'a> {
     /// available when this is asked.)
     ///
     /// It never does while any pod is kept. Scaling to zero, Kubernetes halts at members that are alive but
-    /// have lost their readiness (its conformance tests want that); those that never were ready, or do not
-    /// run, hold nobody up (kubernetes/kubernetes#57865).
+    /// have lost their readiness (its conformance tests want that); those that never were ready, do not run,
+    /// or are of a superseded revision hold nobody up (kubernetes/kubernetes#57865).
     fn halts(&self, pod: &Pod, lower: &[&Pod]) -> bool {
-        self.set.ordinals.replicas == 0 && !pod.ready() && lower.iter().any(|p| p.lost_readiness)
+        let holds = |p: &&Pod| p.lost_readiness && p.revision == self.revisions.update.revision;
+        self.set.ordinals.replicas == 0 && !pod.ready() && lower.iter().any(holds)
     }
 
     fn delete(&mut self, pod: &Pod) {

@@ -35,9 +35,11 @@ pub struct Set {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
-    /// Ordinals below the partition (counted from the first) stay at the current revision.
     RollingUpdate {
+        /// Ordinals below it (counted from the first) stay at the current revision.
         partition: u32,
+        /// How many of the wanted pods an update may make unavailable, at least 1.
+        max_unavailable: u32,
     },
     OnDelete,
 }
@@ -65,6 +67,8 @@ pub struct Pod {
     pub ready_since: Option<Timestamp>,
     /// It runs, was Ready once, and is not now.
     pub lost_readiness: bool,
+    /// The host it is bound to.
+    pub node: Option<String>,
     owner_uid: Option<String>,
     labels: Value,
 }
@@ -116,6 +120,10 @@ impl Set {
                 Some("OnDelete") => Strategy::OnDelete,
                 _ => Strategy::RollingUpdate {
                     partition: small(&spec["updateStrategy"]["rollingUpdate"]["partition"], 0),
+                    max_unavailable: max_unavailable(
+                        &spec["updateStrategy"]["rollingUpdate"]["maxUnavailable"],
+                        small(&spec["replicas"], 1),
+                    ),
                 },
             },
             min_ready_seconds: number(&spec["minReadySeconds"], 0),
@@ -177,6 +185,7 @@ impl Pod {
             // A condition without a time counts as ready from the beginning.
             ready_since: is_ready.then(|| ready.and_then(since).unwrap_or(Timestamp::UNIX_EPOCH)),
             lost_readiness: runs && !is_ready && was_ready,
+            node: value["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()).map(str::to_owned),
             owner_uid: owner_uid(value),
             labels: value["metadata"]["labels"].clone(),
             name,
@@ -213,6 +222,11 @@ impl Pod {
     pub fn ready(&self) -> bool {
         self.ready_since.is_some()
     }
+
+    /// It serves nobody and did not only just stop to: it never was Ready, or its containers do not run.
+    pub fn broken(&self) -> bool {
+        !self.ready() && !self.lost_readiness
+    }
 }
 
 impl Claim {
@@ -243,6 +257,31 @@ impl Revision {
     }
 }
 
+/// A number, or a percentage of the replicas; as Kubernetes reads it: rounded down, and at least 1.
+fn max_unavailable(value: &Value, replicas: u32) -> u32 {
+    let number = match value {
+        Value::String(text) => {
+            let percent: u64 = text.strip_suffix('%').and_then(|n| n.parse().ok()).unwrap_or_default();
+            percent.saturating_mul(u64::from(replicas)) / 100
+        }
+        other => other.as_u64().unwrap_or(1),
+    };
+    u32::try_from(number).unwrap_or(u32::MAX).max(1)
+}
+
 fn owner_uid(value: &Value) -> Option<String> {
     Some(object::controller_ref(value)?["uid"].as_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn at_least_one_pod_may_always_be_unavailable() {
+        let of = |value: Value, replicas| max_unavailable(&value, replicas);
+        assert_eq!([of(json!(3), 2), of(Value::Null, 9), of(json!(0), 9)], [3, 1, 1]);
+        assert_eq!([of(json!("50%"), 5), of(json!("10%"), 5), of(json!("100%"), 5)], [2, 1, 5]);
+    }
 }

@@ -63,10 +63,18 @@ impl Hosts for FakeHosts {
     }
 }
 
-/// Every image is everywhere.
-impl Images for FakeHosts {
-    fn ensure(&self, _node: &str, _pod: &Value) -> BoxFuture<'static, Result<(), String>> {
-        Box::pin(async { Ok(()) })
+/// Hosts that have every image but these.
+#[derive(Default)]
+struct FakeImages {
+    missing: Mutex<HashSet<String>>,
+}
+
+impl Images for FakeImages {
+    fn ensure(&self, node: &str, pod: &Value) -> BoxFuture<'static, Result<(), String>> {
+        let image = pod["spec"]["containers"][0]["image"].as_str().unwrap_or_default();
+        let missing = self.missing.lock().unwrap().contains(image);
+        let why = format!("image {image} on host {node}: not found");
+        Box::pin(async move { if missing { Err(why) } else { Ok(()) } })
     }
 }
 
@@ -75,6 +83,7 @@ struct World {
     context: Context,
     orders: Arc<Orders>,
     hosts: Arc<FakeHosts>,
+    images: Arc<FakeImages>,
     loops: Vec<JoinHandle<()>>,
     path: PathBuf,
     _directory: tempfile::TempDir,
@@ -96,17 +105,18 @@ impl World {
         let node = json!({"metadata": {"name": "a", "labels": {"kubernetes.io/hostname": "host-a"}}});
         objects.create(&kinds::node::NODE, "", node, &Options::default()).await.unwrap();
         let hosts = Arc::new(FakeHosts::default());
+        let images = Arc::new(FakeImages::default());
         let mapped = Directories { root: "/srv/bdqn".to_owned(), shared: false };
         let context = Context {
             objects: objects.clone(),
             events: Events::new().0,
             provisioners: Arc::new(Provisioners::new([("bdqn".to_owned(), mapped)])),
             hosts: hosts.clone(),
-            images: hosts.clone(),
+            images: images.clone(),
         };
         let orders = Arc::new(Orders::default());
         let mut world =
-            World { objects, context, orders, hosts, loops: Vec::new(), path, _directory: directory };
+            World { objects, context, orders, hosts, images, loops: Vec::new(), path, _directory: directory };
         world.start();
         world
     }

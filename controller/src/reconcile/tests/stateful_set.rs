@@ -134,9 +134,11 @@ async fn somebody_elses_pod_of_that_name_is_told_and_waited_for() {
 }
 
 #[tokio::test]
-async fn a_changed_template_makes_a_revision_and_a_replaced_pod_gets_it() {
+async fn on_delete_a_changed_template_makes_a_revision_and_only_a_deleted_pod_gets_it() {
     let world = World::new().await;
-    world.create(SETS, "default", set("web", 2)).await;
+    let mut value = set("web", 2);
+    value["spec"]["updateStrategy"] = json!({"type": "OnDelete"});
+    world.create(SETS, "default", value).await;
     world.until("two are ready", all_ready(2)).await;
     let uid = object::uid(&world.get(PODS, "web-1")).to_owned();
     let image = |value: &mut Value| {
@@ -181,4 +183,79 @@ async fn min_ready_seconds_hold_the_next_pod_back_and_need_no_event_to_end() {
     let ready = std::time::Instant::now();
     world.until("both are ready", all_ready(2)).await;
     assert!(ready.elapsed() > Duration::from_millis(900), "times are whole seconds");
+}
+
+fn image(world: &World, pod: &str) -> Value {
+    world.get(PODS, pod)["spec"]["containers"][0]["image"].clone()
+}
+
+fn images(world: &World) -> Vec<Value> {
+    world.names(PODS).iter().map(|pod| image(world, pod)).collect()
+}
+
+async fn set_image(world: &World, image: &str) {
+    world
+        .change(SETS, "web", |set| {
+            set["spec"]["template"]["spec"]["containers"][0]["image"] = image.into();
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_update_replaces_every_pod_from_the_highest_down_and_then_is_complete() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 3)).await;
+    world.until("three are ready", all_ready(3)).await;
+    world.orders.unready.lock().unwrap().insert("web-1".to_owned());
+    set_image(&world, "busybox:2").await;
+    world.until("web-1 is new", |w| image(w, "web-1") == "busybox:2").await;
+    world.rest().await;
+    assert_eq!(images(&world), ["busybox", "busybox:2", "busybox:2"], "web-0 waits for web-1");
+    world.orders.unready.lock().unwrap().clear();
+    let uid = object::uid(&world.get(PODS, "web-1")).to_owned();
+    world.delete(PODS, "web-1", None).await;
+    world.until("web-1 is another", |w| object::uid(&w.get(PODS, "web-1")) != uid).await;
+    world.until("it is complete", |w| w.get(SETS, "web")["status"]["currentReplicas"] == 3).await;
+    world.until("all are ready", all_ready(3)).await;
+    assert_eq!(images(&world), ["busybox:2"; 3]);
+    let status = &world.get(SETS, "web")["status"];
+    assert_eq!(
+        (&status["currentRevision"], &status["updatedReplicas"]),
+        (&status["updateRevision"], &json!(3))
+    );
+}
+
+#[tokio::test]
+async fn a_pod_runs_on_until_its_successors_image_is_on_its_host() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 2)).await;
+    world.until("two are ready", all_ready(2)).await;
+    let before = [world.get(PODS, "web-0"), world.get(PODS, "web-1")];
+    world.images.missing.lock().unwrap().insert("busybox:2".to_owned());
+    set_image(&world, "busybox:2").await;
+    let told = "update of Pod web-1 in StatefulSet web waits for its images, and the pod runs on: \
+                image busybox:2 on host a: not found";
+    world.until("it is told", |w| w.events("FailedPrefetch").contains(&told.to_owned())).await;
+    for pod in &before {
+        assert_eq!(object::uid(&world.get(PODS, object::name(pod))), object::uid(pod));
+    }
+    assert_eq!(world.ready(), ["web-0", "web-1"]);
+    // It is tried again without anybody asking.
+    world.images.missing.lock().unwrap().clear();
+    world.until("both are new", |w| images(w) == ["busybox:2"; 2] && all_ready(2)(w)).await;
+}
+
+#[tokio::test]
+async fn a_broken_update_is_healed_by_another_template_and_nobody_deletes_a_pod() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 2)).await;
+    world.until("two are ready", all_ready(2)).await;
+    world.orders.unready.lock().unwrap().insert("web-1".to_owned());
+    set_image(&world, "broken").await;
+    world.until("web-1 is broken", |w| image(w, "web-1") == "broken").await;
+    world.rest().await;
+    assert_eq!(world.ready(), ["web-0"]);
+    world.orders.unready.lock().unwrap().clear();
+    set_image(&world, "busybox:3").await;
+    world.until("both are new", |w| images(w) == ["busybox:3"; 2] && all_ready(2)(w)).await;
 }
