@@ -8,6 +8,7 @@ pub use files::make_private_directory;
 pub mod api;
 pub mod config;
 pub mod control;
+pub mod eviction;
 pub mod nodes;
 pub mod objects;
 pub mod pki;

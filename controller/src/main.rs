@@ -12,6 +12,7 @@ use axum::Router;
 use berth_controller::api::{self, Api};
 use berth_controller::config::{Given, Settings};
 use berth_controller::control::{self, Control};
+use berth_controller::eviction;
 use berth_controller::nodes::{Join, JoinRefused, Joined, Nodes, NodesConfig, Range};
 use berth_controller::objects::Objects;
 use berth_controller::pki::{AgentRequest, Pki, ServerNames};
@@ -160,7 +161,9 @@ async fn run(settings: Settings) -> Result<()> {
         images: Arc::new(nodes.clone()),
     };
     let join = Arc::new(Joining { pki, tokens: tokens.clone() });
-    let api_routes = Api::new(objects, nodes.connects(), Router::new());
+    let mut connects = nodes.connects();
+    connects.push(eviction::connect(objects.clone()));
+    let api_routes = Api::new(objects, connects, Router::new());
 
     let stop = CancellationToken::new();
     let (api_at, agents_at) = (api.local_addr()?, agents.local_addr()?);

@@ -5,7 +5,6 @@
 
 mod served;
 
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use axum::response::Response;
@@ -13,137 +12,9 @@ use berth_controller::api::remote_command::{self, Input, Output};
 use berth_controller::api::{Connect, Connection};
 use berth_controller_core::status::Status;
 use bytes::Bytes;
-use served::{PATIENCE, Served};
+use served::PATIENCE;
+use served::kubectl::{Kubectl, lines};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::Command;
-
-/// A set with a Service and claims, as people write them.
-const WEB: &str = r#"
-apiVersion: v1
-kind: Service
-metadata:
-  name: nginx
-spec:
-  clusterIP: None
-  selector:
-    app: nginx
-  ports:
-  - port: 80
-    name: web
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata:
-  name: web
-spec:
-  selector:
-    matchLabels:
-      app: nginx
-  serviceName: nginx
-  replicas: 3
-  template:
-    metadata:
-      labels:
-        app: nginx
-    spec:
-      terminationGracePeriodSeconds: 10
-      containers:
-      - name: nginx
-        image: nginx
-        ports:
-        - containerPort: 80
-          name: web
-        volumeMounts:
-        - name: www
-          mountPath: /usr/share/nginx/html
-  volumeClaimTemplates:
-  - metadata:
-      name: www
-    spec:
-      accessModes: [ "ReadWriteOnce" ]
-      resources:
-        requests:
-          storage: 1Gi
-"#;
-
-struct Kubectl {
-    server: Served,
-    web: PathBuf,
-}
-
-impl Kubectl {
-    async fn start(connects: Vec<Connect>) -> Kubectl {
-        let server = served::start(connects).await;
-        let web = server.directory().join("web.yaml");
-        std::fs::write(&web, WEB).unwrap();
-        Kubectl { server, web }
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into()));
-        // Its cache of discovery must not outlive the server.
-        command
-            .env("KUBECONFIG", self.server.kubeconfig())
-            .env("KUBECACHEDIR", self.server.directory().join("cache"))
-            .env("HOME", self.server.directory())
-            .args(words(line, &self.web))
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        command
-    }
-
-    async fn run(&self, mut command: Command) -> (bool, String, String) {
-        let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("kubectl ends").unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
-        (output.status.success(), text(&output.stdout), text(&output.stderr))
-    }
-
-    /// What a command prints; it must succeed.
-    #[track_caller]
-    fn ok<'a>(&'a self, line: &'a str) -> impl Future<Output = String> + 'a {
-        let caller = std::panic::Location::caller();
-        async move {
-            let (success, out, err) = self.run(self.command(line)).await;
-            assert!(success, "{caller}: kubectl {line}: {out}\n{err}");
-            out
-        }
-    }
-
-    /// The complaint of a command; it must fail.
-    async fn fails(&self, line: &str) -> String {
-        let (success, out, err) = self.run(self.command(line)).await;
-        assert!(!success, "kubectl {line}: {out}");
-        err
-    }
-
-    /// What a command prints, with the editor that it starts doing a sed script.
-    async fn edited(&self, line: &str, script: &str) -> String {
-        let mut command = self.command(line);
-        command.env("EDITOR", format!("sed -i {script}"));
-        let (success, out, err) = self.run(command).await;
-        assert!(success, "kubectl {line}: {err}");
-        out
-    }
-}
-
-/// Splits at blanks outside of single quotes; `WEB` is the manifest.
-fn words(line: &str, web: &Path) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let mut quoted = false;
-    for c in line.chars() {
-        match c {
-            '\'' => quoted = !quoted,
-            ' ' if !quoted => words.push(String::new()),
-            c => words.last_mut().unwrap().push(c),
-        }
-    }
-    let web = web.display().to_string();
-    words.into_iter().map(|w| if w == "WEB" { web.clone() } else { w }).collect()
-}
-
-fn lines(text: &str) -> Vec<Vec<&str>> {
-    text.lines().map(|line| line.split_whitespace().collect()).collect()
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_manifest_is_applied_shown_diffed_and_deleted() {

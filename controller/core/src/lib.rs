@@ -3,6 +3,7 @@
 //! tested without a machine. The controller reads the store, asks this crate, and writes the answer.
 
 pub mod claims;
+pub mod disruption;
 pub mod field;
 pub mod identity;
 pub mod kinds;
@@ -14,3 +15,4 @@ pub mod selector;
 pub mod services;
 pub mod statefulset;
 pub mod status;
+pub mod taints;

@@ -141,6 +141,11 @@ pub async fn delete_options(request: Request, query: &Query) -> Result<DeleteOpt
     read_delete_options(&value, query)
 }
 
+/// DeleteOptions that are part of another object.
+pub fn delete_options_of(value: &Value) -> Result<DeleteOptions, Status> {
+    read_delete_options(value, &Query::default())
+}
+
 fn read_delete_options(value: &Value, query: &Query) -> Result<DeleteOptions, Status> {
     let wrong = |field: &str, wanted: &str| {
         Status::bad_request(format!(

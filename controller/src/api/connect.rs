@@ -7,6 +7,7 @@ use axum::extract::{FromRequestParts, Request};
 use axum::response::Response;
 use berth_controller_core::kinds::Kind;
 use berth_controller_core::status::Status;
+use berth_controller_schema::Schema;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
@@ -43,9 +44,16 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The body as an object of this type of the schema (JSON or protobuf), for what is posted (`Eviction`).
-    pub async fn body(self, kind: &str, version: &str, r#type: &str) -> Result<Value, Status> {
-        body::object(self.request, body::Expected { kind, version, r#type }, &Options::default()).await
+    /// The body as an object of this type of the schema (JSON or protobuf), for what is posted (`Eviction`),
+    /// and what the query says about writing it. The options' warnings are to be sent with the answer.
+    pub async fn body(self, kind: &str, version: &str, r#type: &str) -> Result<(Value, Options), Status> {
+        let options = body::options(&self.query)?;
+        let value = body::object(self.request, body::Expected { kind, version, r#type }, &options).await?;
+        let decoded = Schema::get()
+            .decode_value(r#type, value, options.strictness)
+            .map_err(|e| Status::bad_request(e.bad_request(kind, version, kind)))?;
+        decoded.warnings.into_iter().for_each(|warning| options.warnings.add(warning));
+        Ok((decoded.value, options))
     }
 
     /// The request as a WebSocket's, or the BadRequest that says it is none.

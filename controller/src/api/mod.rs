@@ -11,7 +11,7 @@ mod list;
 mod protobuf;
 pub mod query;
 pub mod remote_command;
-mod respond;
+pub mod respond;
 mod reviews;
 mod route;
 mod select;
@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::objects::Objects;
 
+pub use body::delete_options_of;
 pub use connect::{Connect, Connection};
 pub use query::Query;
 pub use server::serve;
@@ -98,7 +99,9 @@ fn is_stream(request: &Request) -> bool {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let watches = request.method() == Method::GET && query.flag("watch");
         watches
-            || place.subresource.is_some_and(|sub| !["status", "scale", "finalize"].contains(&sub.as_str()))
+            || place
+                .subresource
+                .is_some_and(|sub| !["status", "scale", "finalize", "eviction"].contains(&sub.as_str()))
     } else {
         false
     }

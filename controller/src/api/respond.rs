@@ -39,7 +39,12 @@ pub fn text(code: StatusCode, body: String) -> Response {
 /// A refusal.
 pub fn status(status: &Status) -> Response {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    json(code, &status.to_json())
+    let mut response = json(code, &status.to_json());
+    // Clients wait for so long and ask again by themselves.
+    if let Some(seconds) = status.details["retryAfterSeconds"].as_u64().filter(|seconds| *seconds > 0) {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
 }
 
 /// For a path that leads nowhere.

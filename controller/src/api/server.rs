@@ -214,9 +214,7 @@ async fn dispatch(shared: &Shared, request: Request) -> Response {
 fn too_many() -> Response {
     let mut status = Status::new(429, "TooManyRequests", "Too many requests, please try again later.");
     status.details = serde_json::json!({"retryAfterSeconds": 1});
-    let mut response = respond::status(&status);
-    response.headers_mut().insert("retry-after", http::HeaderValue::from_static("1"));
-    response
+    respond::status(&status)
 }
 
 fn told(panic: &(dyn Any + Send)) -> &str {

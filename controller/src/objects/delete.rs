@@ -8,7 +8,7 @@ use berth_controller_core::status::Status;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::{ATTEMPTS, Objects, Refused, prepare, resource_version, unstored, written};
+use super::{ATTEMPTS, Objects, Refused, prepare, resource_version, unstored};
 use crate::store::{Object, Scope, Transaction};
 
 /// What happens to an object's dependents.
@@ -64,15 +64,32 @@ impl Objects {
         name: &str,
         options: &DeleteOptions,
     ) -> Result<Deleted, Status> {
+        self.delete_with(kind, namespace, name, options, |_| Ok(Transaction::new())).await
+    }
+
+    /// As [`Objects::delete`], with what else must hold and is to be written with it, in one transaction.
+    /// `also` is given the object as it is, may change it, and is asked again if anything of that was written
+    /// by somebody else in between.
+    pub async fn delete_with(
+        &self,
+        kind: &'static Kind,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+        mut also: impl FnMut(&mut Value) -> Result<Transaction, Status>,
+    ) -> Result<Deleted, Status> {
         if kind.subresources.contains(&Subresource::Finalize) && LASTING.contains(&name) {
             return Err(Status::forbidden(&kind.resource(), name, "this namespace may not be deleted"));
         }
         for _ in 0..ATTEMPTS {
             let current = self.get(kind, namespace, name)?;
-            let mut value = current.value();
-            check(kind, &value, options)?;
-            let changed = mark(kind, &mut value, options, Timestamp::now());
-            match self.finish(kind, &current, value, changed, options.dry_run).await {
+            let before = current.value();
+            check(kind, &before, options)?;
+            let mut value = before.clone();
+            let transaction = also(&mut value)?;
+            mark(kind, &mut value, options, Timestamp::now());
+            let value = (value != before).then_some(value);
+            match self.finish(kind, &current, value, transaction, options.dry_run).await {
                 Err(Refused::Raced) => continue,
                 Err(Refused::Status(status)) => return Err(status),
                 Ok(deleted) => return Ok(deleted),
@@ -119,15 +136,18 @@ impl Objects {
         }
     }
 
+    /// `value` is the object as it is to be, if that is not what it is.
     async fn finish(
         &self,
         kind: &'static Kind,
         current: &Arc<Object>,
-        value: Value,
-        changed: bool,
+        value: Option<Value>,
+        transaction: Transaction,
         dry_run: bool,
     ) -> Result<Deleted, Refused> {
-        let transaction = Transaction::new().unchanged(current.key.clone(), current.revision);
+        let transaction = transaction.unchanged(current.key.clone(), current.revision);
+        let changed = value.is_some();
+        let value = value.unwrap_or_else(|| current.value());
         if prepare::removable(kind, &value) {
             if !dry_run {
                 let transaction = self.allocate(kind, Some(&current.value()), None, transaction)?;
@@ -141,8 +161,12 @@ impl Objects {
         if dry_run {
             return Ok(Deleted::Pending(Arc::new(unstored(current.key.clone(), current.revision, &value))));
         }
-        let committed = self.commit(transaction.put(current.key.clone(), value)).await?;
-        Ok(Deleted::Pending(written(committed)?))
+        let key = current.key.clone();
+        let committed = self.commit(transaction.put(key.clone(), value)).await?;
+        let written = committed.objects.into_iter().find(|object| object.key == key);
+        Ok(Deleted::Pending(
+            written.ok_or_else(|| Status::internal("the store answered without the object"))?,
+        ))
     }
 }
 
@@ -165,9 +189,8 @@ fn check(kind: &Kind, value: &Value, options: &DeleteOptions) -> Result<(), Stat
     }
 }
 
-/// Marks an object as deleted; answers whether that changed anything.
-fn mark(kind: &Kind, value: &mut Value, options: &DeleteOptions, now: Timestamp) -> bool {
-    let before = value.clone();
+/// Marks an object as deleted.
+fn mark(kind: &Kind, value: &mut Value, options: &DeleteOptions, now: Timestamp) {
     if let Some(propagation) = options.propagation {
         set_propagation(value, propagation);
     }
@@ -202,7 +225,6 @@ fn mark(kind: &Kind, value: &mut Value, options: &DeleteOptions, now: Timestamp)
             read::map_mut(value, "status").insert("phase".to_owned(), "Terminating".into());
         }
     }
-    *value != before
 }
 
 /// Kubernetes takes a negative grace for "as short as can be", which is not "by force".

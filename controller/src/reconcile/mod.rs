@@ -3,6 +3,7 @@
 //! They are driven by what the store says has changed and by the times that core names; nothing polls.
 //! What they know outlives no process: after a restart each looks at everything once.
 
+mod disruption;
 pub mod events;
 mod feed;
 mod first_start;
@@ -11,6 +12,7 @@ mod hosts;
 mod namespaces;
 pub mod queue;
 mod stateful_set;
+mod taints;
 pub mod volumes;
 
 use std::sync::Arc;
@@ -55,6 +57,8 @@ pub async fn run(context: Context, recorded: Recorded) {
         garbage::run(context.clone()),
         namespaces::run(context.clone()),
         volumes::run(context.clone()),
+        disruption::run(context.clone()),
+        taints::run(context.clone()),
         events::run(context.objects, recorded),
     );
 }

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, dead_code)]
 
+pub mod cluster;
+pub mod kubectl;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +47,11 @@ impl Drop for Served {
 
 /// Starts a server with a namespace `default`, on a store of its own.
 pub async fn start(connects: Vec<Connect>) -> Served {
+    start_with(|_| connects).await
+}
+
+/// As [`start`], with subresources that work on the objects.
+pub async fn start_with(connects: impl FnOnce(&Objects) -> Vec<Connect>) -> Served {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(&directory.path().join("berth.db")).unwrap();
     let objects = Objects::new(store, Schema::get());
@@ -56,7 +64,7 @@ pub async fn start(connects: Vec<Connect>) -> Served {
     let pki = Arc::new(Pki::open(directory.path(), &names, address).unwrap());
     let stop = CancellationToken::new();
     let tls = pki.server_config(&["h2", "http/1.1"]).unwrap();
-    let api = Api::new(objects.clone(), connects, Router::new());
+    let api = Api::new(objects.clone(), connects(&objects), Router::new());
     tokio::spawn(api::serve(api, listener, tls, stop.clone()));
     Served { objects, pki, address, directory, stop }
 }

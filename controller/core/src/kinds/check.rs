@@ -191,6 +191,22 @@ pub fn nonnegative(at: &At) -> Option<FieldError> {
     at.int().filter(|n| *n < 0).map(|_| at.invalid("must be greater than or equal to 0"))
 }
 
+/// A number that is not negative, or a percentage up to 100; absent is fine.
+pub fn number_or_percentage(at: &At) -> Errors {
+    let Value::String(text) = at.value else { return nonnegative(at).into_iter().collect() };
+    let digits = text.strip_suffix('%').unwrap_or_default();
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return vec![at.invalid(
+            "a valid percent string must be a numeric string followed by an ending '%' \
+             (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')",
+        )];
+    }
+    match digits.parse::<u32>() {
+        Ok(0..=100) => Errors::new(),
+        _ => vec![at.invalid("must not be greater than 100%")],
+    }
+}
+
 /// One of a closed set of strings, and not empty.
 pub fn one_of(at: &At, supported: &[&str]) -> Option<FieldError> {
     match at.str() {

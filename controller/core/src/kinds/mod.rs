@@ -22,6 +22,7 @@ pub mod persistent_volume;
 pub mod persistent_volume_claim;
 pub mod pod;
 mod pod_columns;
+pub mod pod_disruption_budget;
 pub mod pod_spec;
 pub mod rbac;
 pub mod secret;
@@ -190,6 +191,7 @@ pub static ALL: &[&Kind] = &[
     &controller_revision::CONTROLLER_REVISION,
     &endpoint_slice::ENDPOINT_SLICE,
     &lease::LEASE,
+    &pod_disruption_budget::POD_DISRUPTION_BUDGET,
     &storage_class::STORAGE_CLASS,
     &rbac::ROLE,
     &rbac::CLUSTER_ROLE,

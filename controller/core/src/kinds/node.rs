@@ -9,6 +9,7 @@ use super::columns::{self, list, or, or_none, text};
 use super::pod_spec::TAINT_EFFECTS;
 use super::{FieldSelector, Kind, Subresource, default, names};
 use crate::field::FieldError;
+use crate::taints;
 
 pub static NODE: Kind = Kind {
     kind: "Node",
@@ -30,6 +31,8 @@ pub static NODE: Kind = Kind {
             }
         }
     },
+    prepare_create: taints::follow_cordon,
+    prepare_update: |_, node| taints::follow_cordon(node),
     validate,
     validate_update,
     columns: &[

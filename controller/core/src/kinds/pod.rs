@@ -16,7 +16,12 @@ pub static POD: Kind = Kind {
     short_names: &["po"],
     categories: &["all"],
     schema: "io.k8s.api.core.v1.Pod",
-    subresources: &[Subresource::Status, Subresource::Connect("exec"), Subresource::Connect("log")],
+    subresources: &[
+        Subresource::Status,
+        Subresource::Connect("eviction"),
+        Subresource::Connect("exec"),
+        Subresource::Connect("log"),
+    ],
     has_status: true,
     has_generation: true,
     default: |pod| pod_spec::defaults::pod(default::map(pod, "spec")),

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::object;
 use crate::resolve::resources::{Request, allocatable};
+use crate::taints;
 
 #[cfg(test)]
 mod tests;
@@ -164,13 +165,8 @@ pub fn ready(node: &Value) -> &str {
 }
 
 fn tolerates(pod: &Value, key: &str, value: &str, effect: &str) -> bool {
-    pod["spec"]["tolerations"].as_array().into_iter().flatten().any(|toleration| {
-        let field = |name: &str| toleration[name].as_str().unwrap_or_default();
-        let exists = field("operator") == "Exists";
-        (field("effect").is_empty() || field("effect") == effect)
-            && (field("key") == key || (field("key").is_empty() && exists))
-            && (exists || field("value") == value)
-    })
+    let mut tolerations = pod["spec"]["tolerations"].as_array().into_iter().flatten();
+    tolerations.any(|toleration| taints::covers(toleration, key, value, effect))
 }
 
 fn selected(pod: &Value, node: &Value) -> bool {
