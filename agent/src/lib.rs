@@ -14,7 +14,6 @@ pub mod pods;
 pub mod prefetch;
 pub mod probes;
 pub mod runtime;
-pub mod service;
 pub mod session;
 pub mod state;
 pub mod streams;

@@ -7,12 +7,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use berth_agent::cgroup::Cgroups;
 use berth_agent::config::{Given, Settings};
+use berth_agent::join;
 use berth_agent::network::{Network, NetworkConfig};
 use berth_agent::node_status::{self, Host};
 use berth_agent::pods::{Pods, PodsConfig};
 use berth_agent::runtime::{Runtime, RuntimeConfig};
 use berth_agent::session::Session;
-use berth_agent::{join, service};
+use berth_service::{self as service, Signals, Wish};
 use clap::{Parser, Subcommand};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -74,10 +75,18 @@ async fn run(settings: Settings) -> Result<()> {
         std::fs::create_dir_all(path)
             .with_context(|| format!("the directory {} cannot be used (--{what})", path.display()))?;
     }
-    let ended = async { service::end_signal().await.context("no signals") };
+    let mut signals = Signals::new().context("no signals")?;
+    let ended = async move {
+        loop {
+            match signals.next().await {
+                Wish::End(signal) => return signal,
+                Wish::Reload => info!("what has changed in the configuration counts from the next start"),
+            }
+        }
+    };
     tokio::pin!(ended);
     let credentials = tokio::select! {
-        signal = &mut ended => { info!(signal = signal?, "ending"); return Ok(()) }
+        signal = &mut ended => { info!(signal, "ending"); return Ok(()) }
         credentials = credentials(&settings) => credentials?,
     };
 
@@ -115,7 +124,7 @@ async fn run(settings: Settings) -> Result<()> {
         "starting"
     );
     let pods = tokio::select! {
-        signal = &mut ended => { info!(signal = signal?, "ending"); return Ok(()) }
+        signal = &mut ended => { info!(signal, "ending"); return Ok(()) }
         pods = Pods::open(config, runtime.clone(), network, cgroups) => pods?,
     };
 
@@ -133,11 +142,14 @@ async fn run(settings: Settings) -> Result<()> {
         status: watched,
     };
     let session = tokio::spawn(session.run(shutdown.clone()));
-    service::notify("READY=1");
+    service::ready();
 
-    let signal = ended.await?;
+    let signal = tokio::select! {
+        signal = ended => signal,
+        never = service::watchdog() => match never {},
+    };
     info!(signal, "ending; the pods run on");
-    service::notify("STOPPING=1");
+    service::stopping();
     shutdown.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(5), async { tokio::join!(watching, session) }).await;
     Ok(())

@@ -13,7 +13,6 @@ pub mod nodes;
 pub mod objects;
 pub mod pki;
 pub mod reconcile;
-pub mod service;
 pub mod services;
 pub mod store;
 pub mod tokens;

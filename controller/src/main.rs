@@ -17,7 +17,6 @@ use berth_controller::nodes::{Join, JoinRefused, Joined, Nodes, NodesConfig, Ran
 use berth_controller::objects::Objects;
 use berth_controller::pki::{AgentRequest, Pki, ServerNames};
 use berth_controller::reconcile::{self, events::Events, first_start};
-use berth_controller::service::{self, EndSignals};
 use berth_controller::services::{self, Allocations, Services};
 use berth_controller::store::{Scope, Store};
 use berth_controller::tokens::{TokenError, Tokens};
@@ -27,6 +26,7 @@ use berth_controller_core::services::allocate::AddressRange;
 use berth_controller_schema::Schema;
 use berth_proto::volume_operation::{Source, Verb};
 use berth_proto::{DirectorySource, VolumeOperation};
+use berth_service::{self as service, Signals, Wish};
 use clap::{Parser, Subcommand};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -128,7 +128,7 @@ async fn run(settings: Settings) -> Result<()> {
     let service_cidr =
         AddressRange::beside(&settings.service_cidr, &settings.pod_cidr).context("service-cidr")?;
     let cluster_domain = settings.cluster_domain.clone();
-    let mut signals = EndSignals::new().context("no signals")?;
+    let mut signals = Signals::new().context("no signals")?;
     let data_dir = &settings.data_dir;
     let unusable = || format!("the data directory {} cannot be used (--data-dir)", data_dir.display());
     berth_controller::make_private_directory(data_dir).with_context(unusable)?;
@@ -192,20 +192,29 @@ async fn run(settings: Settings) -> Result<()> {
         api = %api_at, agents = %agents_at, data_dir = %data_dir.display(), revision = store.revision(),
         "ready; export KUBECONFIG={}", data_dir.join("admin.kubeconfig").display()
     );
-    service::notify("READY=1");
+    service::ready();
 
+    let ended = async {
+        loop {
+            match signals.next().await {
+                Wish::End(signal) => return signal,
+                Wish::Reload => info!("what has changed in the configuration counts from the next start"),
+            }
+        }
+    };
     let failed = tokio::select! {
-        signal = signals.wait() => {
+        signal = ended => {
             info!(signal, "ending");
             None
         }
+        never = service::watchdog() => match never {},
         // No part ends by itself: without one of them the rest would only seem to work.
         Some(ended) = parts.join_next() => Some(match ended {
             Ok(part) => format!("{part} ended by itself"),
             Err(panic) => panic.to_string(),
         }),
     };
-    service::notify("STOPPING=1");
+    service::stopping();
     stop.cancel();
     let all = async { while parts.join_next().await.is_some() {} };
     if tokio::time::timeout(FAREWELL, all).await.is_err() {

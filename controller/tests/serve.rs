@@ -42,7 +42,7 @@ impl Running {
         let mut word = [0; 64];
         let running = Running(child, socket);
         let length = running.1.recv(&mut word).expect("it tells the service manager");
-        assert_eq!(&word[..length], b"READY=1");
+        assert_eq!(&word[..length], b"READY=1\n");
         running
     }
 
@@ -54,7 +54,7 @@ impl Running {
         assert!(self.0.wait().unwrap().success(), "{log}");
         let mut word = [0; 64];
         let length = self.1.recv(&mut word).unwrap();
-        assert_eq!(&word[..length], b"STOPPING=1");
+        assert_eq!(&word[..length], b"STOPPING=1\n");
         log
     }
 }
