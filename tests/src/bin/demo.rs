@@ -125,6 +125,30 @@ impl Demo {
             bail!("the value is {value:?}, the claim {after} (before: {})", before.1);
         }
 
+        self.title("A rolling update from the highest ordinal down, and back again; the value stays");
+        let start = Instant::now();
+        // The same content under a second name: what counts here is that the template changes.
+        let host = self.cluster.as_ref().context("no cluster")?.host()?;
+        host.ctr(&[
+            "images",
+            "tag",
+            "--force",
+            "docker.io/library/redis:7",
+            "docker.io/library/redis:7-next",
+        ])?;
+        self.show("set image statefulset/redis redis=redis:7-next")?;
+        self.show("rollout status statefulset/redis --timeout=90s")?;
+        self.show("rollout history statefulset/redis")?;
+        self.images("redis:7-next")?;
+        self.show("rollout undo statefulset/redis")?;
+        self.show("rollout status statefulset/redis --timeout=90s")?;
+        self.images("redis:7")?;
+        let value = self.show("exec redis-0 -- redis-cli get ship")?;
+        took(start);
+        if value.trim() != "berthed" {
+            bail!("after the update the value is {value:?}");
+        }
+
         self.title("Scaling up in order, down from the highest; claims stay");
         let start = Instant::now();
         self.show("scale statefulset redis --replicas=4")?;
@@ -139,6 +163,17 @@ impl Demo {
         let claims = self.kubectl()?.run("get pvc -o name")?;
         if claims.lines().count() != 4 {
             bail!("four claims should be left:\n{claims}");
+        }
+        Ok(())
+    }
+
+    /// Every pod of the set is made from this image.
+    fn images(&self, wanted: &str) -> Result<()> {
+        let args =
+            "get pods -l app=redis -o custom-columns=POD:.metadata.name,IMAGE:.spec.containers[0].image";
+        let pods = self.show(args)?;
+        if pods.lines().skip(1).any(|line| line.split_whitespace().nth(1) != Some(wanted)) {
+            bail!("not every pod has the image {wanted}");
         }
         Ok(())
     }
