@@ -8,11 +8,13 @@ use anyhow::{Context as _, Result};
 use berth_agent::cgroup::Cgroups;
 use berth_agent::config::{Given, Settings};
 use berth_agent::join;
-use berth_agent::network::{Network, NetworkConfig};
+use berth_agent::network::dns::{self, Resolvers};
+use berth_agent::network::{HostPorts, Known, Network, NetworkConfig, Routes, Services};
 use berth_agent::node_status::{self, Host};
 use berth_agent::pods::{Pods, PodsConfig};
 use berth_agent::runtime::{Runtime, RuntimeConfig};
 use berth_agent::session::Session;
+use berth_agent_core::network::zone::SERVER;
 use berth_service::{self as service, Signals, Wish};
 use clap::{Parser, Subcommand};
 use tokio::sync::watch;
@@ -112,10 +114,13 @@ async fn run(settings: Settings) -> Result<()> {
     let network = Network::open(network).await.context("the network")?;
     let cgroups = Cgroups::open(&settings.cgroup_parent).await.context("cgroups")?;
     let addresses = node_status::addresses(&settings.node_ips, &settings.controller);
+    let host_ports = HostPorts::default();
+    let (host_ips, mtu) = (addresses.clone(), network.mtu_sender());
     let config = PodsConfig {
         data_dir: settings.data_dir.clone(),
         run_dir: settings.run_dir.clone(),
         host_ips: addresses.clone(),
+        host_ports: host_ports.clone(),
     };
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -132,6 +137,21 @@ async fn run(settings: Settings) -> Result<()> {
         .context("this host cannot be looked at")?;
     let (status, watched) = watch::channel(host.look());
     let shutdown = CancellationToken::new();
+    let picture = settings.data_dir.join("network");
+    let known = Known::load(&picture);
+    let keeping = tokio::spawn(known.clone().keep(picture, shutdown.clone()));
+    let routes =
+        Routes { known: known.clone(), node: settings.node_name.clone(), host_ips: host_ips.clone(), mtu };
+    tokio::spawn(routes.run(shutdown.clone()));
+    let services = Services {
+        known: known.clone(),
+        node: settings.node_name.clone(),
+        host_ports,
+        nft: Services::find_nft(),
+    };
+    tokio::spawn(services.run(shutdown.clone()));
+    let names = dns::Server::new(known.clone(), Resolvers::of_host());
+    tokio::spawn(names.run((SERVER, dns::PORT).into(), shutdown.clone()));
     let watching = tokio::spawn(host.watch(status, shutdown.clone()));
     let session = Session {
         controller: settings.controller,
@@ -139,6 +159,7 @@ async fn run(settings: Settings) -> Result<()> {
         node: settings.node_name,
         pods,
         runtime,
+        network: known,
         status: watched,
     };
     let session = tokio::spawn(session.run(shutdown.clone()));
@@ -151,7 +172,8 @@ async fn run(settings: Settings) -> Result<()> {
     info!(signal, "ending; the pods run on");
     service::stopping();
     shutdown.cancel();
-    let _ = tokio::time::timeout(Duration::from_secs(5), async { tokio::join!(watching, session) }).await;
+    let _ = tokio::time::timeout(Duration::from_secs(5), async { tokio::join!(watching, session, keeping) })
+        .await;
     Ok(())
 }
 

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use crate::join::{Credentials, words};
+use crate::network::Known;
 use crate::pods::Pods;
 use crate::prefetch;
 use crate::runtime::Runtime;
@@ -53,6 +54,8 @@ pub struct Session {
     pub pods: Pods,
     /// For exec.
     pub runtime: Runtime,
+    /// Who the other hosts are, and what is behind the Services.
+    pub network: Known,
     /// The host, as it is now.
     pub status: watch::Receiver<NodeStatus>,
 }
@@ -151,6 +154,7 @@ impl Session {
                 Some(FromController::Welcome(welcome)) => {
                     tracing::info!(controller = %self.controller, pod_cidr = %welcome.pod_cidr, "session open");
                     self.pods.welcome(&welcome);
+                    self.network.welcome(&welcome);
                 }
                 Some(FromController::Assign(assignment)) => self.pods.apply(assignment),
                 Some(FromController::Stop(stop)) => self.pods.stop(stop),
@@ -179,10 +183,8 @@ impl Session {
                         answer(&out, result).await;
                     });
                 }
-                Some(
-                    FromController::Synced(_) | FromController::Heartbeat(_) | FromController::Network(_),
-                )
-                | None => {}
+                Some(FromController::Network(update)) => self.network.apply(update),
+                Some(FromController::Synced(_) | FromController::Heartbeat(_)) | None => {}
             }
         }
     }

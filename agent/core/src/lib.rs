@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod container;
 pub mod fence;
 pub mod lifecycle;
+pub mod network;
 pub mod observed;
 pub mod probe;
 pub mod remember;

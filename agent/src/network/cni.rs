@@ -136,10 +136,11 @@ impl Record {
 pub(super) async fn choose(
     config: &NetworkConfig,
     attachment: &Attachment,
+    mtu: Option<u32>,
 ) -> Result<NetworkList, NetworkError> {
     match operators(&config.cni_conf_dir).await? {
         Some(list) => Ok(list),
-        None => Ok(embedded(attachment)),
+        None => Ok(embedded(attachment, mtu)),
     }
 }
 
@@ -195,8 +196,9 @@ fn kind(plugin: &Map<String, Value>) -> Option<&str> {
     (!kind.is_empty() && !kind.contains('/') && kind != "." && kind != "..").then_some(kind)
 }
 
-/// `ptp` with `static` addresses: routed, no bridge, no masquerade.
-pub(super) fn embedded(attachment: &Attachment) -> NetworkList {
+/// `ptp` with `static` addresses: routed, no bridge, no masquerade; packets no larger than what reaches every
+/// other host, if that is known.
+pub(super) fn embedded(attachment: &Attachment, mtu: Option<u32>) -> NetworkList {
     let addresses: Vec<Value> = attachment
         .addresses
         .iter()
@@ -215,11 +217,14 @@ pub(super) fn embedded(attachment: &Attachment) -> NetworkList {
     if has(true) {
         routes.push(json!({"dst": "::/0"}));
     }
-    let plugin = json!({
+    let mut plugin = json!({
         "type": "ptp",
         "ipMasq": false,
         "ipam": {"type": "static", "addresses": addresses, "routes": routes},
     });
+    if let Some(mtu) = mtu {
+        plugin["mtu"] = json!(mtu);
+    }
     let plugin = plugin.as_object().cloned().unwrap_or_default();
     // The newest that plugins of all living distributions speak.
     NetworkList { name: "berth".into(), version: "0.4.0".into(), plugins: vec![plugin] }
@@ -346,7 +351,7 @@ mod tests {
 
     #[test]
     fn our_own_network_is_routed_and_not_masqueraded() {
-        let list = embedded(&attachment());
+        let list = embedded(&attachment(), None);
         let plugin = &list.plugins[0];
         assert_eq!((plugin["type"].as_str(), plugin["ipMasq"].as_bool()), (Some("ptp"), Some(false)));
         assert_eq!(
@@ -354,13 +359,15 @@ mod tests {
             json!({"type": "static", "addresses": [{"address": "10.42.3.7/24", "gateway": "10.42.3.1"}],
                 "routes": [{"dst": "0.0.0.0/0"}]})
         );
+        assert_eq!(plugin.get("mtu"), None);
+        assert_eq!(embedded(&attachment(), Some(1450)).plugins[0]["mtu"], json!(1450));
     }
 
     #[test]
     fn each_family_has_its_own_default_route() {
         let mut both = attachment();
         both.addresses.push("fd00::7/64".into());
-        let ipam = &embedded(&both).plugins[0]["ipam"];
+        let ipam = &embedded(&both, None).plugins[0]["ipam"];
         assert_eq!(ipam["routes"].as_array().unwrap().len(), 2);
         assert_eq!(
             ipam["addresses"][1],
@@ -469,8 +476,8 @@ mod tests {
     async fn a_missing_plugin_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path());
-        assert_eq!(missing(&config, &embedded(&attachment())).await, ["ptp", "static"]);
-        let mut record = Record::of(embedded(&attachment()), &attachment());
+        assert_eq!(missing(&config, &embedded(&attachment(), None)).await, ["ptp", "static"]);
+        let mut record = Record::of(embedded(&attachment(), None), &attachment());
         let error = record.add(&config, Path::new("/x")).await.unwrap_err().to_string();
         assert!(error.contains("\"ptp\" is not in"), "{error}");
     }
@@ -485,6 +492,6 @@ mod tests {
         std::fs::write(config.cni_conf_dir.join("10-a.conflist"), r#"{"name":"a","plugins":[{"type":"x"}]}"#)
             .unwrap();
         std::fs::write(config.cni_conf_dir.join("00-readme.txt"), "hello").unwrap();
-        assert_eq!(choose(&config, &attachment()).await.unwrap().name, "a");
+        assert_eq!(choose(&config, &attachment(), None).await.unwrap().name, "a");
     }
 }

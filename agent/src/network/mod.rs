@@ -5,7 +5,13 @@
 //! that says whose it is.
 
 mod cni;
+pub mod dns;
+mod known;
+mod netlink;
 mod pin;
+mod ports;
+mod routes;
+mod services;
 mod types;
 
 use std::{
@@ -14,12 +20,18 @@ use std::{
     sync::Arc,
 };
 
+pub use known::Known;
+pub use ports::HostPorts;
+pub use routes::Routes;
+pub use services::Services;
+use tokio::sync::watch;
 pub use types::{Attached, Attachment, NetworkConfig, NetworkError, PodNamespaces};
 
 /// The host's side of pod networks. A cheap handle.
 #[derive(Debug, Clone)]
 pub struct Network {
     config: Arc<NetworkConfig>,
+    mtu: Arc<watch::Sender<Option<u32>>>,
 }
 
 impl Network {
@@ -30,14 +42,14 @@ impl Network {
             .await
             .map_err(|e| NetworkError::system(format!("making {}", pods.display()), e))?;
         forward().await;
-        Ok(Network { config: Arc::new(config) })
+        Ok(Network { config: Arc::new(config), mtu: Arc::default() })
     }
 
     /// Whether pods can have a network here: the configuration can be read, and its plugins are there.
     pub async fn ready(&self) -> Result<(), NetworkError> {
         let list = match cni::operators(&self.config.cni_conf_dir).await? {
             Some(list) => list,
-            None => cni::embedded(&Attachment::default()),
+            None => cni::embedded(&Attachment::default(), None),
         };
         let missing = cni::missing(&self.config, &list).await;
         if missing.is_empty() {
@@ -50,6 +62,15 @@ impl Network {
             missing.join(", "),
             dirs.join(", ")
         )))
+    }
+
+    /// Where [`Routes`] says how large a packet between hosts may be; pods attached from then on keep to it.
+    pub fn mtu_sender(&self) -> Arc<watch::Sender<Option<u32>>> {
+        self.mtu.clone()
+    }
+
+    fn mtu(&self) -> Option<u32> {
+        *self.mtu.borrow()
     }
 
     /// Where a pod's namespaces are, or would be.
@@ -67,10 +88,19 @@ impl Network {
 
     /// Makes and pins the pod's namespaces. What is pinned already is kept.
     pub async fn pin(&self, uid: &str, hostname: &str) -> Result<PodNamespaces, NetworkError> {
+        self.pin_with(uid, hostname, true).await
+    }
+
+    /// As [`Network::pin`], with this host's network in place of one of its own: there is nothing to attach then.
+    pub async fn pin_on_host(&self, uid: &str, hostname: &str) -> Result<PodNamespaces, NetworkError> {
+        self.pin_with(uid, hostname, false).await
+    }
+
+    async fn pin_with(&self, uid: &str, hostname: &str, own: bool) -> Result<PodNamespaces, NetworkError> {
         check(uid)?;
         let (dir, names, hostname) = (self.dir(uid), self.namespaces(uid), hostname.to_owned());
         let pinned = names.clone();
-        blocking(move || pin::pin(&dir, &names, &hostname)).await?;
+        blocking(move || pin::pin(&dir, &names, &hostname, own)).await?;
         Ok(pinned)
     }
 
@@ -91,7 +121,8 @@ impl Network {
             }
             self.detach(&attachment.uid).await?;
         }
-        let mut record = cni::Record::of(cni::choose(&self.config, attachment).await?, attachment);
+        let mut record =
+            cni::Record::of(cni::choose(&self.config, attachment, self.mtu()).await?, attachment);
         // Before it begins, so that an agent that dies in between knows what to undo.
         record.store(&path).await?;
         match record.add(&self.config, &self.namespaces(&attachment.uid).net).await {

@@ -39,8 +39,8 @@ fn is_mount(parent: &Path, path: &Path) -> bool {
     }
 }
 
-/// Makes what is missing; blocking.
-pub(super) fn pin(dir: &Path, names: &PodNamespaces, hostname: &str) -> Result<(), NetworkError> {
+/// Makes what is missing; blocking. `own`: with a network of its own, else with this host's.
+pub(super) fn pin(dir: &Path, names: &PodNamespaces, hostname: &str, own: bool) -> Result<(), NetworkError> {
     if is_pinned(dir, names) {
         return Ok(());
     }
@@ -61,7 +61,7 @@ pub(super) fn pin(dir: &Path, names: &PodNamespaces, hostname: &str) -> Result<(
     let shm = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("shm"), &names.shm, Some("tmpfs"), shm, Some("mode=1777,size=64m"))
         .map_err(|e| NetworkError::system(format!("mounting {}", names.shm.display()), e))?;
-    let result = in_new_namespaces(names, hostname);
+    let result = in_new_namespaces(names, hostname, own);
     if result.is_err() {
         unpin(dir, names)?;
     }
@@ -69,15 +69,18 @@ pub(super) fn pin(dir: &Path, names: &PodNamespaces, hostname: &str) -> Result<(
 }
 
 /// On a thread of its own: a namespace belongs to a thread, and this one must never do anything else after.
-fn in_new_namespaces(names: &PodNamespaces, hostname: &str) -> Result<(), NetworkError> {
+fn in_new_namespaces(names: &PodNamespaces, hostname: &str, own: bool) -> Result<(), NetworkError> {
     std::thread::scope(|scope| {
         let work = || -> Result<(), NetworkError> {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)
+            let network = if own { CloneFlags::CLONE_NEWNET } else { CloneFlags::empty() };
+            unshare(network | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)
                 .map_err(|e| NetworkError::system("making namespaces", e))?;
             nix::unistd::sethostname(hostname)
                 .map_err(|e| NetworkError::system(format!("setting the host name {hostname:?}"), e))?;
-            loopback_up().map_err(|e| NetworkError::system("setting the loopback interface up", e))?;
-            unprivileged();
+            if own {
+                loopback_up().map_err(|e| NetworkError::system("setting the loopback interface up", e))?;
+                unprivileged();
+            }
             for (name, path) in [("net", &names.net), ("uts", &names.uts), ("ipc", &names.ipc)] {
                 let own = format!("/proc/thread-self/ns/{name}");
                 mount(Some(own.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)

@@ -22,6 +22,7 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use super::clock::Clock;
 use super::host::{Host, Subjects};
 use super::outbox::Outbox;
+use crate::network::HostPorts;
 use crate::state::{Record, State, Ticket};
 
 /// What must be on disk before a step is given this long; then the step fails, saying why.
@@ -35,6 +36,7 @@ pub struct Surroundings {
     pub outbox: Arc<Outbox>,
     pub clock: Clock,
     pub host_ips: Arc<[String]>,
+    pub host_ports: HostPorts,
 }
 
 /// What the front and the driver of a pod share.
@@ -326,6 +328,8 @@ impl Driver {
         }
         let mut status = status(&self.assignment, &self.observed, self.around.clock.now());
         status.host_ip = self.around.host_ips.first().cloned().unwrap_or_default();
+        let ips: &[String] = if self.observed.gone { &[] } else { &self.observed.ips };
+        self.around.host_ports.put(&self.shared.pod.uid, &self.assignment, ips);
         let news = self.publisher.publish(status);
         let mut view = self.shared.view();
         view.gone = self.observed.gone;

@@ -94,6 +94,8 @@ pub struct RealHost {
     pub volumes: Volumes,
     pub data_dir: PathBuf,
     pub clock: Clock,
+    /// The addresses of pods on the host's network.
+    host_ips: Arc<[String]>,
     images: Mutex<HashMap<(String, String), Arc<Image>>>,
 }
 
@@ -113,10 +115,11 @@ impl RealHost {
         network: Network,
         cgroups: Cgroups,
         data_dir: PathBuf,
+        host_ips: Arc<[String]>,
         clock: Clock,
     ) -> RealHost {
         let volumes = Volumes::new(&data_dir);
-        RealHost { runtime, network, cgroups, volumes, data_dir, clock, images: Mutex::default() }
+        RealHost { runtime, network, cgroups, volumes, data_dir, clock, host_ips, images: Mutex::default() }
     }
 
     fn directory(&self, uid: &str) -> PathBuf {
@@ -149,7 +152,7 @@ impl RealHost {
             Step::WriteFiles => {
                 let (etc, assignment) = (Etc::of(&self.directory(uid)), assignment.clone());
                 let ips = addresses(subjects);
-                off_thread(move || etc.write(&assignment, &ips)).await?;
+                off_thread(move || etc.write(&assignment, &hostname(&assignment), &ips)).await?;
             }
             Step::FindImage { container, image } => {
                 let (runtime, name) = (self.runtime.clone(), image.clone());
@@ -226,13 +229,22 @@ impl RealHost {
         });
         let limits = limits(assignment);
         let cgroup = async { self.cgroups.make(uid, &limits).await.map_err(in_words) };
-        let namespaces =
-            async { self.network.pin(uid, &assignment.hostname).await.map(|_| ()).map_err(in_words) };
+        let namespaces = async {
+            let hostname = hostname(assignment);
+            let pinned = match on_host_network(assignment) {
+                true => self.network.pin_on_host(uid, &hostname).await,
+                false => self.network.pin(uid, &hostname).await,
+            };
+            pinned.map(drop).map_err(in_words)
+        };
         let (directories, cgroup, namespaces) = tokio::join!(directories, cgroup, namespaces);
         directories.and(cgroup).and(namespaces)
     }
 
     async fn connect(&self, pod: &PodRef, assignment: &Assignment) -> Result<Outcome, Fault> {
+        if on_host_network(assignment) {
+            return Ok(Outcome::Connected { ips: self.host_ips.to_vec() });
+        }
         let network = assignment.network.clone().unwrap_or_default();
         let gateway = match network.gateway.as_str() {
             "" => None,
@@ -573,7 +585,7 @@ fn container_spec(
     let mut env: Vec<(String, String)> =
         spec.env.iter().map(|var| (var.name.clone(), var.value.clone())).collect();
     if !env.iter().any(|(name, _)| name == "HOSTNAME") {
-        env.insert(0, ("HOSTNAME".to_owned(), assignment.hostname.clone()));
+        env.insert(0, ("HOSTNAME".to_owned(), hostname(assignment)));
     }
     let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let labels: BTreeMap<String, String> = [
@@ -638,6 +650,19 @@ fn limits(assignment: &Assignment) -> PodLimits {
         cpu_request_millis: requests.iter().sum::<u64>().max(inits.into_iter().max().unwrap_or(0)),
         cpu_limit_millis: limit(|resources| resources.cpu_limit_millis),
         memory_limit_bytes: limit(|resources| resources.memory_limit_bytes),
+    }
+}
+
+fn on_host_network(assignment: &Assignment) -> bool {
+    assignment.network.as_ref().is_some_and(|network| network.host_network)
+}
+
+/// What the pod is called inside: on the host's network as the host is.
+fn hostname(assignment: &Assignment) -> String {
+    let of_host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    match on_host_network(assignment) {
+        true => of_host().unwrap_or_else(|| assignment.hostname.clone()),
+        false => assignment.hostname.clone(),
     }
 }
 

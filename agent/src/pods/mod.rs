@@ -32,7 +32,7 @@ pub use host::{FoundContainer, Host, RealHost, Subjects, Survey, labels};
 pub use outbox::Outbox;
 
 use crate::cgroup::Cgroups;
-use crate::network::Network;
+use crate::network::{HostPorts, Network};
 use crate::runtime::Runtime;
 use crate::state::{State, StateError};
 use crate::volumes::Volumes;
@@ -49,6 +49,8 @@ pub struct PodsConfig {
     pub run_dir: PathBuf,
     /// `status.hostIP` of every pod; the first is the main one.
     pub host_ips: Vec<IpAddr>,
+    /// Told which ports of the host lead to its pods.
+    pub host_ports: HostPorts,
 }
 
 /// Why the pods of this host cannot be taken care of.
@@ -147,7 +149,8 @@ impl Pods {
         cgroups: Cgroups,
     ) -> Result<Pods, OpenError> {
         let clock = Clock::start();
-        let host = RealHost::new(runtime, network, cgroups, config.data_dir.clone(), clock);
+        let host_ips = config.host_ips.iter().map(ToString::to_string).collect();
+        let host = RealHost::new(runtime, network, cgroups, config.data_dir.clone(), host_ips, clock);
         Pods::open_with(config, Arc::new(host), clock).await
     }
 
@@ -165,6 +168,7 @@ impl Pods {
             outbox: Arc::default(),
             clock,
             host_ips: config.host_ips.iter().map(ToString::to_string).collect(),
+            host_ports: config.host_ports.clone(),
         };
         let survey = host.survey().await.map_err(OpenError::Survey)?;
         let held = Held { fence: opened.fence, ..Held::default() };

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_agent::network::HostPorts;
 use berth_agent::pods::{Outbox, Pods, PodsConfig};
 use berth_agent::runtime::{CaptureLimits, RuntimeConfig};
 use berth_proto::agent_message::Message;
@@ -84,6 +85,7 @@ impl Lab {
             data_dir: self.data().to_owned(),
             run_dir: self.host.dir.path().join("run"),
             host_ips: vec!["192.0.2.7".parse().unwrap()],
+            host_ports: HostPorts::default(),
         };
         let (runtime, network, cgroups) =
             (self.host.runtime.clone(), self.host.network.clone(), self.host.cgroups.clone());
