@@ -169,7 +169,9 @@ impl World {
             return;
         };
         let update = plan.status["updateRevision"].as_str().unwrap();
-        let of = |ordinal: u32| pods.iter().find(|p| p.ordinal == Some(ordinal) && self.ours(p));
+        // Also those that this very plan adopts.
+        let selected = |p: &&Pod| object::label(&self.pods[&p.name], "app") == Some("web");
+        let of = |ordinal: u32| pods.iter().filter(selected).find(|p| p.ordinal == Some(ordinal));
         let available = |p: &Pod| !p.deleting && p.available(set.min_ready_seconds, self.now);
         let wanted: Vec<u32> = set.ordinals.iter().collect();
         let mut unavailable = wanted.iter().filter(|o| !of(**o).is_some_and(available)).count();
@@ -482,7 +484,7 @@ impl World {
                     pod.revision == update || pod.revision == current
                 };
                 // One that runs and may recover is left alone while others are on their way.
-                let others = pods.iter().any(|p| p.revision == update && !p.ready());
+                let others = pods.iter().any(|p| p.name != name && !p.ready());
                 let below = set.ordinals.position(ordinal) < partition;
                 let may_wait = pod.lost_readiness && (below || others || !set.parallel && unavailable > 1);
                 assert!(right || may_wait, "{name} is broken and nobody replaces it");
