@@ -12,7 +12,9 @@ use std::time::Duration;
 use berth_controller_core::kinds;
 use berth_controller_core::kinds::Kind;
 use berth_controller_core::object;
-use berth_controller_core::statefulset::{Action, Claim, Plan, Pod, Revision, Set, parent_and_ordinal, plan};
+use berth_controller_core::statefulset::{
+    Action, Claim, Plan, Pod, Revision, Set, annotations, parent_and_ordinal, plan,
+};
 use berth_controller_core::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -179,7 +181,8 @@ async fn reconcile(on: &Loop, (namespace, name): SetKey) -> Outcome {
     let store = context.objects.store();
     let Some(stored) = store.get(&key(SETS, &namespace, &name)) else { return Ok(Next::Event) };
     let value = stored.value();
-    let set = Set::read(&value);
+    let mut set = Set::read(&value);
+    set.held = on.prefetches.failures(&(namespace.clone(), name.clone()));
     let mut held = memory.take(&(namespace.clone(), name.clone()));
     let plan = {
         let uid = &*stored.meta.uid;
@@ -194,11 +197,7 @@ async fn reconcile(on: &Loop, (namespace, name): SetKey) -> Outcome {
         let of_set = |o: &&Arc<Object>| {
             parent_and_ordinal(&o.key.name).is_some_and(|(parent, _)| parent.ends_with(&suffix))
         };
-        let claims: Vec<Claim> = claims
-            .iter()
-            .filter(of_set)
-            .map(|o| Claim { name: o.key.name.clone(), deleting: o.meta.deleting })
-            .collect();
+        let claims: Vec<Claim> = claims.iter().filter(of_set).map(|o| Claim::read(&o.value())).collect();
         let revisions = listed("controllerrevisions.apps");
         let prefix = format!("{name}-");
         let near = |o: &&Arc<Object>| owned(o) || o.key.name.starts_with(&prefix);
@@ -226,6 +225,7 @@ async fn carry_out(on: &Loop, set: &Set, stored: &Object, value: Value, plan: Pl
             }
             Action::DeletePod { .. } | Action::DeleteRevision { .. } => deletions.push(action),
             replacement @ Action::ReplacePod { .. } => replacements.push(replacement),
+            Action::Warn { reason, message } => about.record(EventType::Warning, reason, &message),
             Action::CannotCreate { name, why } => about.pod("create", &name, Err(&why)),
             change => changes.push(change),
         }
@@ -236,13 +236,17 @@ async fn carry_out(on: &Loop, set: &Set, stored: &Object, value: Value, plan: Pl
     let home = context.objects.store().get(&Key::new("namespaces", "", set.namespace.as_str()));
     if home.is_none_or(|namespace| namespace.meta.deleting) {
         // All of it goes soon, the set too.
-        write_status(context, stored, &value, &plan.status_without_creations).await?;
+        write_status(context, stored, &value, &plan.status_without_creations, plan.rejected.as_deref())
+            .await?;
         return Ok(Next::Event);
     }
     let mut first_error: Option<Box<dyn std::error::Error + Send + Sync>> = None;
-    if let Err(error) = create(context, &about, stored, &value, creations, &plan.status).await {
+    if let Err(error) =
+        create(context, &about, stored, &value, creations, &plan.status, plan.rejected.as_deref()).await
+    {
         // What cannot be created must not keep the status from being told, nor pods from being deleted.
-        write_status(context, stored, &value, &plan.status_without_creations).await?;
+        write_status(context, stored, &value, &plan.status_without_creations, plan.rejected.as_deref())
+            .await?;
         first_error = Some(error);
     }
     // After the status: the images of a revision that is not written yet are nobody's.
@@ -303,9 +307,10 @@ async fn create(
     value: &Value,
     creations: Vec<Action>,
     status: &Value,
+    rejected: Option<&str>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     if creations.is_empty() {
-        return Ok(write_status(context, stored, value, status).await?);
+        return Ok(write_status(context, stored, value, status, rejected).await?);
     }
     let objects = &context.objects;
     let namespace = stored.key.namespace.as_str();
@@ -338,7 +343,7 @@ async fn create(
     if let Some(home) = objects.store().get(&home) {
         transaction = transaction.unchanged(home.key.clone(), home.revision);
     }
-    transaction = transaction.put(stored.key.clone(), with_status(value, status));
+    transaction = transaction.put(stored.key.clone(), with_status(value, status, rejected));
     objects.store().commit(transaction).await?;
     for (pod, claims, created) in made {
         for claim in claims {
@@ -380,9 +385,17 @@ impl Staging<'_> {
     }
 }
 
-fn with_status(value: &Value, status: &Value) -> Value {
+/// The set with its status, and with the annotation that names the revision that was given up.
+fn with_status(value: &Value, status: &Value, rejected: Option<&str>) -> Value {
     let mut value = value.clone();
     value["status"] = status.clone();
+    if object::annotation(&value, annotations::REJECTED_REVISION) != rejected {
+        let notes = object::map_mut(&mut value["metadata"], "annotations");
+        match rejected {
+            Some(revision) => drop(notes.insert(annotations::REJECTED_REVISION.to_owned(), revision.into())),
+            None => drop(notes.remove(annotations::REJECTED_REVISION)),
+        }
+    }
     value
 }
 
@@ -391,13 +404,15 @@ async fn write_status(
     stored: &Object,
     value: &Value,
     status: &Value,
+    rejected: Option<&str>,
 ) -> Result<(), crate::store::CommitError> {
-    if value["status"] == *status {
+    let named = object::annotation(value, annotations::REJECTED_REVISION);
+    if value["status"] == *status && named == rejected {
         return Ok(());
     }
     let transaction = Transaction::new()
         .unchanged(stored.key.clone(), stored.revision)
-        .put(stored.key.clone(), with_status(value, status));
+        .put(stored.key.clone(), with_status(value, status, rejected));
     context.objects.store().commit(transaction).await.map(drop)
 }
 
@@ -405,6 +420,7 @@ async fn write_status(
 async fn apply_change(context: &Context, set: &Set, change: Action) -> Result<(), Status> {
     let objects = &context.objects;
     let pods = &kinds::pod::POD;
+    let claims = &kinds::persistent_volume_claim::PERSISTENT_VOLUME_CLAIM;
     let revisions = &kinds::controller_revision::CONTROLLER_REVISION;
     let modified = match change {
         Action::AdoptPod { name, uid, owner } => adopt(context, set, pods, &name, &uid, owner).await,
@@ -427,6 +443,28 @@ async fn apply_change(context: &Context, set: &Set, change: Action) -> Result<()
                 for (key, value) in &labels {
                     pod["metadata"]["labels"][*key] = value.clone().into();
                 }
+                Ok(())
+            })
+            .await
+            .map(drop),
+        Action::OwnClaim { name, uid, disown, owner } => objects
+            .modify(claims, None, &set.namespace, &name, |claim| {
+                same_life(claims, claim, &uid)?;
+                let owners =
+                    object::metadata_mut(claim).entry("ownerReferences").or_insert_with(|| json!([]));
+                if let Some(owners) = owners.as_array_mut() {
+                    owners.retain(|o| !disown.iter().any(|uid| o["uid"] == **uid));
+                    owners.extend(owner.clone());
+                }
+                Ok(())
+            })
+            .await
+            .map(drop),
+        Action::MarkRevision { name, uid } => objects
+            .modify(revisions, None, &set.namespace, &name, |revision| {
+                same_life(revisions, revision, &uid)?;
+                let marks = object::map_mut(&mut revision["metadata"], "annotations");
+                marks.insert(annotations::WAS_READY.to_owned(), "true".into());
                 Ok(())
             })
             .await

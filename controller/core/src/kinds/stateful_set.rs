@@ -11,6 +11,7 @@ use super::columns::{self, each_container, text};
 use super::{Kind, NameRule, Subresource, default, names, persistent_volume_claim, pod_spec};
 use crate::field::FieldError;
 use crate::selector::Selector;
+use crate::statefulset::annotations;
 
 /// What an update may change.
 const MUTABLE: [&str; 7] = [
@@ -47,6 +48,7 @@ pub static STATEFUL_SET: Kind = Kind {
     validate: |set| {
         let mut errors = Errors::from_iter(name(&At::root(set).get("metadata").get("name")));
         errors.extend(validate_spec(&At::root(set).get("spec")));
+        errors.extend(own_annotations(&At::root(set).get("metadata").get("annotations")));
         errors
     },
     validate_update,
@@ -63,6 +65,10 @@ pub static STATEFUL_SET: Kind = Kind {
         .wide(),
         text("Images", "Images of the template's containers.", |set, _| {
             each_container(&set["spec"]["template"]["spec"]["containers"], "image")
+        })
+        .wide(),
+        text("Rejected", "The revision that missed its progress deadline and was left again.", |set, _| {
+            columns::or_none(&set["metadata"]["annotations"][annotations::REJECTED_REVISION])
         })
         .wide(),
     ],
@@ -106,6 +112,22 @@ fn name(at: &At) -> Option<FieldError> {
             "must be no more than {MAX_NAME} bytes: its pods carry the label controller-revision-hash=<name>-<hash>"
         ))
     })
+}
+
+/// What asks for more than Kubernetes has is checked, as a field would be.
+fn own_annotations(at: &At) -> Errors {
+    let wrong = |key: &str, check: &dyn Fn(&str) -> Result<(), &'static str>| {
+        let value = at.key(key);
+        value.value.as_str().and_then(|text| check(text).err()).map(|why| value.invalid(why))
+    };
+    [
+        wrong(annotations::PROGRESS_DEADLINE, &|v| annotations::progress_deadline(v).map(drop)),
+        wrong(annotations::AUTO_ROLLBACK, &|v| annotations::auto_rollback(v).map(drop)),
+        wrong(annotations::RESERVE_ORDINALS, &|v| annotations::reserved(v).map(drop)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn validate_spec(spec: &At) -> Errors {
@@ -371,6 +393,24 @@ mod tests {
         assert_eq!(errors(json!("101%")), [format!("{field}: \"101%\": must not be greater than 100%")]);
         for wrong in ["", "%", "two", "5", "-5%"] {
             assert!(errors(json!(wrong))[0].contains("a valid percent string"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn berths_own_annotations_are_checked_like_fields() {
+        let with = |key: &str, value: &str| errors(|s| s["metadata"]["annotations"] = json!({key: value}));
+        for (key, fine, wrong) in [
+            ("berth.dev/progress-deadline-seconds", "60", "1m"),
+            ("berth.dev/auto-rollback", "true", "yes"),
+            ("berth.dev/reserve-ordinals", "1,3-5", "one"),
+        ] {
+            assert!(with(key, fine).is_empty());
+            let told = with(key, wrong);
+            assert!(
+                told[0]
+                    .starts_with(&format!("metadata.annotations[{key}]: Invalid value: {wrong:?}: must be")),
+                "{told:?}"
+            );
         }
     }
 

@@ -7,15 +7,21 @@
 //! - [`pod`]: how a new pod and its claims look;
 //! - [`plan`]: the order of things;
 //! - [`update`]: which pods make way for a newer revision, and when;
+//! - [`progress`]: whether an update gets on, and when it is given up;
+//! - [`claims`]: who owns the claims;
+//! - [`annotations`]: what a set may ask for beyond Kubernetes' fields;
 //! - [`status`]: what is said about it.
 //!
 //! Three deviations, all towards less waiting: a condemned pod's own unreadiness never delays its deletion;
 //! scaling to zero does not wait for pods that cannot become ready (kubernetes/kubernetes#57865); and a pod
 //! of a superseded revision that is not Ready is replaced without waiting for it (#67250, #141095).
 
+pub mod annotations;
+mod claims;
 mod naming;
 mod plan;
 mod pod;
+mod progress;
 mod revision;
 mod set;
 mod status;

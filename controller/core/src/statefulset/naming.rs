@@ -23,25 +23,37 @@ pub fn parent_and_ordinal(name: &str) -> Option<(&str, u32)> {
     Some((parent, digits.parse().ok()?))
 }
 
-/// The ordinals a set is to have, ascending. One place, so that leaving some out needs no other rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The ordinals a set is to have, ascending: from the start on as many as there are replicas, without the
+/// reserved ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ordinals {
     pub start: u32,
     pub replicas: u32,
+    /// Ranges with both their ends, ascending, without overlaps.
+    pub reserved: Vec<(u32, u32)>,
 }
 
 impl Ordinals {
-    pub fn iter(self) -> impl Iterator<Item = u32> {
-        (self.start..).take(self.replicas as usize)
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        (self.start..).filter(|o| !self.is_reserved(*o)).take(self.replicas as usize)
     }
 
-    pub fn contains(self, ordinal: u32) -> bool {
-        ordinal >= self.start && u64::from(ordinal) < u64::from(self.start) + u64::from(self.replicas)
+    pub fn contains(&self, ordinal: u32) -> bool {
+        ordinal >= self.start && !self.is_reserved(ordinal) && self.position(ordinal) < self.replicas
     }
 
     /// Where this ordinal stands in the sequence, which is what a partition counts.
-    pub fn position(self, ordinal: u32) -> u32 {
-        ordinal.saturating_sub(self.start)
+    pub fn position(&self, ordinal: u32) -> u32 {
+        let below = |(first, last): &(u32, u32)| {
+            let first = (*first).max(self.start);
+            let end = ordinal.min(last.saturating_add(1));
+            end.saturating_sub(first)
+        };
+        ordinal.saturating_sub(self.start) - self.reserved.iter().map(below).sum::<u32>()
+    }
+
+    fn is_reserved(&self, ordinal: u32) -> bool {
+        self.reserved.iter().any(|(first, last)| (*first..=*last).contains(&ordinal))
     }
 }
 
@@ -60,8 +72,19 @@ mod tests {
 
     #[test]
     fn ordinals_begin_where_the_set_says() {
-        let ordinals = Ordinals { start: 5, replicas: 3 };
+        let ordinals = Ordinals { start: 5, replicas: 3, reserved: Vec::new() };
         assert_eq!(ordinals.iter().collect::<Vec<_>>(), [5, 6, 7]);
         assert!(!ordinals.contains(4) && ordinals.contains(7) && !ordinals.contains(8));
+    }
+
+    #[test]
+    fn reserved_ordinals_are_left_out_and_the_others_keep_their_numbers() {
+        let ordinals = Ordinals { start: 2, replicas: 4, reserved: vec![(0, 2), (4, 5), (100, u32::MAX)] };
+        assert_eq!(ordinals.iter().collect::<Vec<_>>(), [3, 6, 7, 8]);
+        let positions: Vec<u32> = ordinals.iter().map(|o| ordinals.position(o)).collect();
+        assert_eq!(positions, [0, 1, 2, 3]);
+        for ordinal in 0..12 {
+            assert_eq!(ordinals.contains(ordinal), [3, 6, 7, 8].contains(&ordinal), "{ordinal}");
+        }
     }
 }

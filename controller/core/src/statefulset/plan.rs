@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::naming::pod_name;
 use super::pod;
+use super::progress::{self, Progress};
 use super::revision::{self, Revisions, Template};
 use super::set::{Claim, Owner, Phase, Pod, Revision, Set, Strategy};
 use super::status::{self, Counts};
@@ -71,6 +72,24 @@ pub enum Action {
         revision: String,
         successor: Value,
     },
+    /// The claim's owners, as the set's retention policy wants them.
+    OwnClaim {
+        name: String,
+        uid: String,
+        /// Uids of owners that it loses.
+        disown: Vec<String>,
+        owner: Option<Value>,
+    },
+    /// All pods are Ready at this revision: one could return to it.
+    MarkRevision {
+        name: String,
+        uid: String,
+    },
+    /// Worth an event on the set.
+    Warn {
+        reason: &'static str,
+        message: String,
+    },
     /// Nothing can be done about this pod until something else changes; worth an event.
     CannotCreate {
         name: String,
@@ -86,6 +105,8 @@ pub struct Plan {
     pub status: Value,
     /// The status if no pod can be created.
     pub status_without_creations: Value,
+    /// The revision that was given up, which an annotation on the set is to name (and none otherwise).
+    pub rejected: Option<String>,
     /// Time alone changes something then, at the earliest; otherwise the next event does.
     pub wake_at: Option<Timestamp>,
 }
@@ -100,27 +121,59 @@ pub fn plan(set: &Set, pods: &[Pod], claims: &[Claim], revisions: &[Revision], n
     let mut revisions = revision::resolve(set, &members, revisions);
     actions.append(&mut revisions.actions);
     let counts = Counts::of(set, &members, &revisions, now);
-    let mut planner = Planner {
-        set,
-        now,
-        by_ordinal: members.iter().filter_map(|p| Some((p.ordinal?, *p))).collect(),
-        // Whatever is no member but has the name of one stands in its way.
-        names: pods.iter().map(|p| p.name.as_str()).collect(),
-        claims: claims.iter().map(|c| (c.name.as_str(), c)).collect(),
-        after: counts,
-        revisions: &revisions,
-        actions,
+    let mut progress = progress::judge(set, &members, &revisions, None, now);
+    let carry_on = |progress: &Progress| {
+        let mut planner = Planner {
+            set,
+            now,
+            by_ordinal: members.iter().filter_map(|p| Some((p.ordinal?, *p))).collect(),
+            // Whatever is no member but has the name of one stands in its way.
+            names: pods.iter().map(|p| p.name.as_str()).collect(),
+            claims: claims.iter().map(|c| (c.name.as_str(), c)).collect(),
+            after: counts,
+            revisions: &revisions,
+            progress,
+            actions: Vec::new(),
+        };
+        if !set.deleting {
+            // Before a pod goes, its claims have the owners that decide what becomes of them.
+            planner.existing_claims(claims);
+            planner.replicas_then_condemned_then_outdated();
+        }
+        (planner.actions, planner.after)
     };
-    if !set.deleting {
-        planner.replicas_then_condemned_then_outdated();
+    let (mut steps, mut after) = carry_on(&progress);
+    // Only now is it known whether a pod could make way; if that has taken too long, all is decided again.
+    let held = steps.iter().find_map(|a| match a {
+        Action::ReplacePod { name, revision, .. } if *revision == revisions.update.revision => {
+            Some(name.clone())
+        }
+        _ => None,
+    });
+    if let Some(held) = held.filter(|_| !progress.rejected) {
+        progress = progress::judge(set, &members, &revisions, Some(&held), now);
+        if progress.rejected {
+            (steps, after) = carry_on(&progress);
+        }
     }
-    let wake_at =
-        members.iter().filter_map(|p| p.available_at(set.min_ready_seconds)).filter(|at| *at > now).min();
+    actions.append(&mut steps);
+    if let Some(uid) = &revisions.update_uid
+        && status::complete(set, counts)
+        && !progress.rejected
+        && !revisions.update.was_ready
+        && set.ordinals.replicas > 0
+        && !set.deleting
+    {
+        actions.push(Action::MarkRevision { name: revisions.update.revision.clone(), uid: uid.clone() });
+    }
+    actions.append(&mut progress.events);
+    let available = members.iter().filter_map(|p| p.available_at(set.min_ready_seconds));
     Plan {
-        status: status::make(set, planner.after, &revisions),
-        status_without_creations: status::make(set, counts, &revisions),
-        actions: planner.actions,
-        wake_at,
+        status: status::make(set, after, &revisions, &progress),
+        status_without_creations: status::make(set, counts, &revisions, &progress),
+        actions,
+        rejected: progress.rejected.then(|| revisions.update.revision.clone()),
+        wake_at: available.filter(|at| *at > now).chain(progress.wake_at).min(),
     }
 }
 
@@ -151,6 +204,7 @@ pub(super) struct Planner<'a> {
     claims: HashMap<&'a str, &'a Claim>,
     after: Counts,
     pub revisions: &'a Revisions,
+    pub progress: &'a Progress,
     pub actions: Vec<Action>,
 }
 
@@ -159,7 +213,8 @@ impl<'a> Planner<'a> {
     /// down; then those of an older revision. Unless the set is Parallel, each step waits for the one
     /// before it.
     fn replicas_then_condemned_then_outdated(&mut self) {
-        for ordinal in self.set.ordinals.iter() {
+        let set = self.set;
+        for ordinal in set.ordinals.iter() {
             if !self.replica(ordinal) && !self.set.parallel {
                 // What is broken and outdated would block for ever: an update goes on from here.
                 return self.update();
@@ -229,6 +284,12 @@ impl<'a> Planner<'a> {
             self.actions.push(Action::CannotCreate { name, why });
             return;
         }
+        let stale = |c: &String| self.claims.get(c.as_str()).is_some_and(|c| self.is_stale(c, ordinal));
+        if let Some(claim) = self.set.claims_of(ordinal).find(stale) {
+            let why = format!("pvc {claim} belongs to an earlier pod or set of that name and goes with it");
+            self.actions.push(Action::CannotCreate { name, why });
+            return;
+        }
         let template = self.template_for(ordinal);
         let pod = pod::make(self.set, template, ordinal);
         self.after.add_new(&template.revision, self.revisions);
@@ -239,6 +300,7 @@ impl<'a> Planner<'a> {
     /// The revision a pod of this ordinal is made from: the update's, except below the partition.
     pub fn template_for(&self, ordinal: u32) -> &'a Template {
         match self.set.strategy {
+            _ if self.progress.rejected => &self.revisions.current,
             Strategy::RollingUpdate { partition, .. } if self.set.ordinals.position(ordinal) < partition => {
                 &self.revisions.current
             }

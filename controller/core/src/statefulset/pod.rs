@@ -68,8 +68,8 @@ fn volumes(set: &Set, spec: &Value, ordinal: u32) -> Vec<Value> {
         .collect()
 }
 
-/// The claims of one ordinal, one for each template. They have no owner: nothing that happens to the set
-/// takes its data away.
+/// The claims of one ordinal, one for each template. They have no owner, so that nothing that happens to the
+/// set takes its data away, unless the set wants them to go with it.
 pub(super) fn claims(set: &Set, ordinal: u32) -> impl Iterator<Item = Value> {
     set.claim_templates.iter().map(move |template| {
         let mut labels = template["metadata"]["labels"].as_object().cloned().unwrap_or_default();
@@ -81,6 +81,9 @@ pub(super) fn claims(set: &Set, ordinal: u32) -> impl Iterator<Item = Value> {
         });
         if !labels.is_empty() {
             metadata["labels"] = Value::Object(labels);
+        }
+        if set.retention.delete_when_deleted {
+            metadata["ownerReferences"] = json!([owner_reference(set)]);
         }
         if !template["metadata"]["annotations"].is_null() {
             metadata["annotations"] = template["metadata"]["annotations"].clone();
@@ -114,6 +117,7 @@ mod tests {
     fn template() -> Template {
         Template {
             revision: "web-abc".to_owned(),
+            was_ready: false,
             template: json!({
                 "metadata": {"labels": {"app": "web"}, "annotations": {"note": "x"}},
                 "spec": {

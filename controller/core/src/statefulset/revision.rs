@@ -20,6 +20,8 @@ pub const HASH_LABEL: &str = "controller.kubernetes.io/hash";
 pub(super) struct Template {
     pub revision: String,
     pub template: Value,
+    /// All pods were Ready at it once.
+    pub was_ready: bool,
 }
 
 /// What [`resolve`] found.
@@ -29,6 +31,8 @@ pub(super) struct Revisions {
     pub current: Template,
     /// What it is going to: the template as it is now.
     pub update: Template,
+    /// The update's revision in the store; None while it is being made.
+    pub update_uid: Option<String>,
     pub collision_count: i64,
     pub actions: Vec<Action>,
 }
@@ -57,6 +61,8 @@ pub(super) fn resolve(set: &Set, pods: &[&Pod], revisions: &[Revision]) -> Revis
 
     let data = data(&set.template);
     let equal = own.iter().rev().find(|r| r.data == data);
+    let update_uid = equal.map(|r| r.uid.clone());
+    let was_ready = equal.is_some_and(|r| r.was_ready);
     let update = match equal {
         Some(found) => {
             if own.last().is_some_and(|last| last.name != found.name) && !set.deleting {
@@ -83,11 +89,11 @@ pub(super) fn resolve(set: &Set, pods: &[&Pod], revisions: &[Revision]) -> Revis
             name
         }
     };
-    let update = Template { revision: update, template: set.template.clone() };
+    let update = Template { revision: update, template: set.template.clone(), was_ready };
     let current = set.status["currentRevision"]
         .as_str()
         .and_then(|name| own.iter().find(|r| r.name == name))
-        .map(|r| Template { revision: r.name.clone(), template: template(&r.data) })
+        .map(|r| Template { revision: r.name.clone(), template: template(&r.data), was_ready: r.was_ready })
         .unwrap_or_else(|| update.clone());
 
     if !set.deleting {
@@ -101,7 +107,7 @@ pub(super) fn resolve(set: &Set, pods: &[&Pod], revisions: &[Revision]) -> Revis
             actions.push(Action::DeleteRevision { name: revision.name.clone(), uid: revision.uid.clone() });
         }
     }
-    Revisions { current, update, collision_count, actions }
+    Revisions { current, update, update_uid, collision_count, actions }
 }
 
 /// The strategic merge patch that puts this template back.

@@ -1,8 +1,11 @@
 //! The set, its pods, claims and revisions as the rules see them: read once, typed, small enough to keep.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::annotations;
 use super::naming::{self, Ordinals};
 use super::{POD_INDEX_LABEL, POD_NAME_LABEL, REVISION_LABEL};
 use crate::object;
@@ -22,6 +25,14 @@ pub struct Set {
     pub strategy: Strategy,
     pub min_ready_seconds: i64,
     pub history_limit: usize,
+    pub(super) retention: Retention,
+    /// Seconds a pod of a new revision may take to be Ready, if the set asks for a limit.
+    pub(super) progress_deadline: Option<i64>,
+    /// A revision that misses the deadline is left again.
+    pub(super) auto_rollback: bool,
+    /// Pods that could make way for the update, but whose successors' images cannot be had, with the cause.
+    /// Not of the object: the loop knows.
+    pub held: BTreeMap<String, String>,
     selector: Selector,
     /// `spec.selector.matchLabels`, which its claims carry.
     pub(super) match_labels: Value,
@@ -31,6 +42,13 @@ pub struct Set {
     pub(super) service_name: String,
     /// The status as last written.
     pub(super) status: Value,
+}
+
+/// `persistentVolumeClaimRetentionPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Retention {
+    pub delete_when_deleted: bool,
+    pub delete_when_scaled: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +87,10 @@ pub struct Pod {
     pub lost_readiness: bool,
     /// The host it is bound to.
     pub node: Option<String>,
+    /// Since when it is not Ready, if it is not: since it lost its readiness, or was made.
+    pub(super) unready_since: Option<Timestamp>,
+    /// Why it is not Ready, in a few words.
+    pub(super) trouble: String,
     owner_uid: Option<String>,
     labels: Value,
 }
@@ -81,11 +103,21 @@ pub enum Phase {
     Ended,
 }
 
-/// A claim, by its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A claim that has the name of one of the set's.
+#[derive(Clone, Debug)]
 pub struct Claim {
     pub name: String,
+    pub uid: String,
     pub deleting: bool,
+    pub(super) owners: Vec<ClaimOwner>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ClaimOwner {
+    pub kind: String,
+    pub name: String,
+    pub uid: String,
+    pub controller: bool,
 }
 
 /// A ControllerRevision.
@@ -94,6 +126,8 @@ pub struct Revision {
     pub name: String,
     pub uid: String,
     pub number: i64,
+    /// All pods were Ready at it once.
+    pub(super) was_ready: bool,
     pub(super) data: Value,
     owner_uid: Option<String>,
     labels: Value,
@@ -105,6 +139,14 @@ impl Set {
         let spec = &value["spec"];
         let number = |v: &Value, default: i64| v.as_i64().unwrap_or(default).max(0);
         let small = |v: &Value, default: i64| u32::try_from(number(v, default)).unwrap_or(u32::MAX);
+        let retention = &spec["persistentVolumeClaimRetentionPolicy"];
+        // (Values that cannot be read were refused when the set was written.)
+        let annotation = |key: &str| object::annotation(value, key);
+        let auto_rollback =
+            annotation(annotations::AUTO_ROLLBACK).is_some_and(|v| annotations::auto_rollback(v) == Ok(true));
+        let deadline = annotation(annotations::PROGRESS_DEADLINE)
+            .and_then(|v| annotations::progress_deadline(v).ok())
+            .or(auto_rollback.then_some(annotations::DEFAULT_DEADLINE));
         Set {
             name: object::name(value).to_owned(),
             namespace: object::namespace(value).to_owned(),
@@ -114,6 +156,9 @@ impl Set {
             ordinals: Ordinals {
                 start: small(&spec["ordinals"]["start"], 0),
                 replicas: small(&spec["replicas"], 1),
+                reserved: annotation(annotations::RESERVE_ORDINALS)
+                    .and_then(|v| annotations::reserved(v).ok())
+                    .unwrap_or_default(),
             },
             parallel: spec["podManagementPolicy"] == "Parallel",
             strategy: match spec["updateStrategy"]["type"].as_str() {
@@ -127,6 +172,13 @@ impl Set {
                 },
             },
             min_ready_seconds: number(&spec["minReadySeconds"], 0),
+            retention: Retention {
+                delete_when_deleted: retention["whenDeleted"] == "Delete",
+                delete_when_scaled: retention["whenScaled"] == "Delete",
+            },
+            progress_deadline: deadline,
+            auto_rollback,
+            held: BTreeMap::new(),
             history_limit: usize::try_from(number(&spec["revisionHistoryLimit"], 10)).unwrap_or(usize::MAX),
             // (One that cannot be read was refused long ago: it selects nothing.)
             selector: Selector::from_object(&spec["selector"]).unwrap_or(Selector::nothing()),
@@ -175,8 +227,12 @@ impl Pod {
         let containers = status["containerStatuses"].as_array();
         let runs = phase == Phase::Running
             && containers.is_some_and(|all| all.iter().all(|c| c["state"]["running"].is_object()));
+        let created = value["metadata"]["creationTimestamp"].as_str().and_then(|t| t.parse().ok());
+        let unready_since = if was_ready { ready.and_then(since) } else { created };
         let name = object::name(value).to_owned();
         Pod {
+            unready_since: unready_since.filter(|_| !is_ready),
+            trouble: if is_ready { String::new() } else { trouble(value) },
             ordinal: naming::parent_and_ordinal(&name).map(|(_, ordinal)| ordinal),
             uid: object::uid(value).to_owned(),
             revision: object::label(value, REVISION_LABEL).unwrap_or_default().to_owned(),
@@ -231,7 +287,21 @@ impl Pod {
 
 impl Claim {
     pub fn read(value: &Value) -> Claim {
-        Claim { name: object::name(value).to_owned(), deleting: object::deleting(value) }
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let owners = value["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+        Claim {
+            name: object::name(value).to_owned(),
+            uid: object::uid(value).to_owned(),
+            deleting: object::deleting(value),
+            owners: owners
+                .map(|o| ClaimOwner {
+                    kind: text(&o["kind"]),
+                    name: text(&o["name"]),
+                    uid: text(&o["uid"]),
+                    controller: o["controller"] == true,
+                })
+                .collect(),
+        }
     }
 }
 
@@ -241,6 +311,7 @@ impl Revision {
             name: object::name(value).to_owned(),
             uid: object::uid(value).to_owned(),
             number: value["revision"].as_i64().unwrap_or_default(),
+            was_ready: object::annotation(value, annotations::WAS_READY) == Some("true"),
             data: value["data"].clone(),
             owner_uid: owner_uid(value),
             labels: value["metadata"]["labels"].clone(),
@@ -254,6 +325,39 @@ impl Revision {
 
     pub(super) fn selected_by(&self, set: &Set) -> bool {
         set.selector.matches(&self.labels)
+    }
+}
+
+/// Why a pod is not Ready, from its status: the first container that waits for something other than its
+/// turn, has ended, or is not ready; else what the scheduler says.
+fn trouble(pod: &Value) -> String {
+    let status = &pod["status"];
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let containers = ["initContainerStatuses", "containerStatuses"];
+    let containers = || containers.iter().flat_map(|field| status[*field].as_array().into_iter().flatten());
+    for container in containers() {
+        let name = text(&container["name"]);
+        let waiting = &container["state"]["waiting"];
+        let reason = text(&waiting["reason"]);
+        if !matches!(reason.as_str(), "" | "PodInitializing" | "ContainerCreating") {
+            let message = text(&waiting["message"]);
+            let message = if message.is_empty() { message } else { format!(" ({message})") };
+            return format!("container {name} waits: {reason}{message}");
+        }
+    }
+    for container in status["containerStatuses"].as_array().into_iter().flatten() {
+        let name = text(&container["name"]);
+        if let Some(code) = container["state"]["terminated"]["exitCode"].as_i64() {
+            return format!("container {name} ended with exit code {code}");
+        }
+        if container["state"]["running"].is_object() && container["ready"] != true {
+            return format!("container {name} runs, but is not ready");
+        }
+    }
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+    match conditions.find(|c| c["type"] == "PodScheduled" && c["status"] == "False") {
+        Some(condition) => format!("it is on no host: {}", text(&condition["message"])),
+        None => format!("it is {}", status["phase"].as_str().unwrap_or("Pending")),
     }
 }
 

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+mod progress;
 mod updates;
 
 use super::*;
@@ -44,6 +45,7 @@ struct World {
     now: Timestamp,
     uids: u32,
     images: bool,
+    told: Vec<&'static str>,
 }
 
 /// Pods of these images never become Ready.
@@ -73,6 +75,7 @@ impl World {
             now: Timestamp::from_second(1_800_000_000).unwrap(),
             uids: 0,
             images: true,
+            told: Vec::new(),
         }
     }
 
@@ -140,6 +143,8 @@ impl World {
         }
         if count == plan.actions.len() {
             self.set["status"] = plan.status.clone();
+            self.set["metadata"]["annotations"][annotations::REJECTED_REVISION] =
+                plan.rejected.clone().into();
             self.status_is_right(&plan.status);
         }
         acted
@@ -238,12 +243,26 @@ impl World {
                 self.uids += 1;
                 pod["metadata"]["uid"] = self.uids.to_string().into();
                 pod["status"] = json!({"phase": "Pending"});
+                pod["metadata"]["creationTimestamp"] = self.now.to_string().into();
                 assert!(self.pods.insert(name.clone(), pod).is_none(), "two pods of one ordinal");
             }
             Action::DeletePod { name, .. } => self.delete_pod(name),
             Action::ReplacePod { name, .. } if self.images => self.delete_pod(name),
             // It waits for its images.
             Action::ReplacePod { .. } => {}
+            Action::OwnClaim { name, disown, owner, .. } => {
+                let claim = self.claims.get_mut(name).unwrap();
+                let owners =
+                    object::metadata_mut(claim).entry("ownerReferences").or_insert_with(|| json!([]));
+                let owners = owners.as_array_mut().unwrap();
+                owners.retain(|o| !disown.iter().any(|uid| o["uid"] == **uid));
+                owners.extend(owner.clone());
+            }
+            Action::MarkRevision { name, .. } => {
+                let revision = self.revisions.get_mut(name).unwrap();
+                revision["metadata"]["annotations"] = json!({annotations::WAS_READY: "true"});
+            }
+            Action::Warn { reason, .. } => self.told.push(*reason),
             Action::CannotCreate { name, .. } => {
                 let held = self.pods.contains_key(name);
                 assert!(held || self.claims.values().any(object::deleting), "{name} could be created");
@@ -423,7 +442,7 @@ impl World {
                 moved = true;
             }
             let waits = self.plan().2.wake_at;
-            if let Some(at) = waits {
+            if let Some(at) = waits.filter(|_| !acted && !moved) {
                 assert!(at > self.now, "waking up for the past");
                 self.now = at;
             }

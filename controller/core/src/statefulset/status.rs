@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use super::progress::Progress;
 use super::revision::Revisions;
 use super::set::{Pod, Set, Strategy};
 
@@ -43,16 +44,19 @@ impl Counts {
     }
 }
 
-/// The status to write. Conditions are kept.
-pub(super) fn make(set: &Set, mut counts: Counts, revisions: &Revisions) -> Value {
-    let mut current = &revisions.current.revision;
-    // An update is complete when every replica wanted is at it, Ready, and nothing else is left.
+/// Whether every replica wanted is at the update's revision, Ready, and nothing else is left.
+pub(super) fn complete(set: &Set, counts: Counts) -> bool {
     let wanted = set.ordinals.replicas;
-    if matches!(set.strategy, Strategy::RollingUpdate { .. })
+    matches!(set.strategy, Strategy::RollingUpdate { .. })
         && counts.updated == wanted
         && counts.ready == wanted
         && counts.replicas == wanted
-    {
+}
+
+/// The status to write.
+pub(super) fn make(set: &Set, mut counts: Counts, revisions: &Revisions, progress: &Progress) -> Value {
+    let mut current = &revisions.current.revision;
+    if complete(set, counts) && !progress.rejected {
         counts.current = counts.updated;
         current = &revisions.update.revision;
     }
@@ -72,8 +76,9 @@ pub(super) fn make(set: &Set, mut counts: Counts, revisions: &Revisions) -> Valu
     status.insert("currentRevision".to_owned(), current.clone().into());
     status.insert("updateRevision".to_owned(), revisions.update.revision.clone().into());
     status.insert("collisionCount".to_owned(), revisions.collision_count.into());
-    if let Some(conditions) = set.status.get("conditions") {
-        status.insert("conditions".to_owned(), conditions.clone());
+    let conditions = progress.conditions(set);
+    if !conditions.is_empty() {
+        status.insert("conditions".to_owned(), conditions.into());
     }
     Value::Object(status)
 }

@@ -9,6 +9,9 @@
 //!   that were replaced and are not available yet, at most maxUnavailable are under way at once. In an
 //!   OrderedReady set it is taken only if nothing lower is unavailable, since it could not come back before.
 //!
+//! When the update's revision was rejected, the same rules take its pods back to the current one, on both
+//! sides of the partition.
+//!
 //! Below the partition, and with OnDelete, nothing is taken; except, below it, a broken pod of a revision
 //! that is neither the current one nor the update's, which nothing else would ever free.
 
@@ -29,12 +32,16 @@ enum Standing {
 impl Planner<'_> {
     pub(super) fn update(&mut self) {
         let Strategy::RollingUpdate { partition, max_unavailable } = self.set.strategy else { return };
+        if self.progress.halted && !self.progress.rejected {
+            return;
+        }
+        let set = self.set;
         let mut unavailable = 0;
         // Of the unavailable ones, those that are becoming available, as far as this set's plan goes.
         let mut under_way = 0;
         let mut lowest_unavailable = None;
         let mut outdated = Vec::new();
-        for ordinal in self.set.ordinals.iter() {
+        for ordinal in set.ordinals.iter() {
             let pod = self.by_ordinal.get(&ordinal).copied();
             let live = pod.filter(|p| !p.deleting && !self.deletes(p));
             let available = live.is_some_and(|p| p.available(self.set.min_ready_seconds, self.now));
@@ -88,6 +95,9 @@ impl Planner<'_> {
             return true;
         }
         let (current, update) = (&self.revisions.current.revision, &self.revisions.update.revision);
+        if self.progress.rejected && pod.revision == *update {
+            return true;
+        }
         pod.broken() && pod.revision != *current && pod.revision != *update
     }
 

@@ -5,7 +5,7 @@
 //! template changed, the pod is gone) is cancelled. Nothing here outlives the process: a fetch that is
 //! begun again finds what is there already.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -133,6 +133,17 @@ impl Prefetches {
         fetch.state = State::Fetching { _task: Task(task.abort_handle()) };
         sets.entry(set.clone()).or_default().insert(pod, fetch);
         Gate::Fetching
+    }
+
+    /// The pods of a set whose successors' images could not be had, and why.
+    pub fn failures(&self, set: &SetKey) -> BTreeMap<String, String> {
+        let sets = self.lock();
+        let fetches = sets.get(set).into_iter().flatten();
+        let failed = fetches.filter_map(|(pod, fetch)| match &fetch.state {
+            State::Failed { why, .. } => Some((pod.clone(), why.clone())),
+            _ => None,
+        });
+        failed.collect()
     }
 
     /// Cancels and forgets what is asked for no more: every pod of the set but these.

@@ -259,3 +259,63 @@ async fn a_broken_update_is_healed_by_another_template_and_nobody_deletes_a_pod(
     set_image(&world, "busybox:3").await;
     world.until("both are new", |w| images(w) == ["busybox:3"; 2] && all_ready(2)(w)).await;
 }
+
+#[tokio::test]
+async fn a_revision_that_misses_its_deadline_is_left_again_and_named() {
+    let mut world = World::new().await;
+    let mut value = set("web", 2);
+    value["metadata"]["annotations"] =
+        json!({"berth.dev/progress-deadline-seconds": "1", "berth.dev/auto-rollback": "true"});
+    world.create(SETS, "default", value).await;
+    world.until("two are ready", all_ready(2)).await;
+    let condition = |world: &World, kind: &str| {
+        let set = world.get(SETS, "web");
+        let conditions = set["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.into_iter().find(|c| c["type"] == kind).unwrap_or_default()
+    };
+    world.until("it says so", |w| condition(w, "Progressing")["reason"] == "NewRevisionAvailable").await;
+    world.orders.unready.lock().unwrap().insert("web-1".to_owned());
+    set_image(&world, "broken").await;
+    world
+        .until("web-1 is broken", |w| {
+            image(w, "web-1") == "broken" && w.get(PODS, "web-1")["status"]["phase"] == "Running"
+        })
+        .await;
+    world.orders.unready.lock().unwrap().clear();
+    world.until("web-1 is back", |w| images(w) == ["busybox"; 2] && all_ready(2)(w)).await;
+    assert_eq!(condition(&world, "Progressing")["reason"], "ProgressDeadlineExceeded");
+    assert_eq!(condition(&world, "RevisionRejected")["status"], "True");
+    let rejected = world.get(SETS, "web")["status"]["updateRevision"].clone();
+    assert_eq!(world.get(SETS, "web")["metadata"]["annotations"]["berth.dev/rejected-revision"], rejected);
+    world.until("the event is written", |w| w.events("RevisionRejected").len() == 1).await;
+    // A restart forgets nothing.
+    world.stop();
+    world.start();
+    world.delete(PODS, "web-0", None).await;
+    world.until("web-0 is another", |w| w.ready() == ["web-0", "web-1"]).await;
+    world.rest().await;
+    assert_eq!(images(&world), ["busybox"; 2]);
+    set_image(&world, "busybox:3").await;
+    world.until("both are new", |w| images(w) == ["busybox:3"; 2] && all_ready(2)(w)).await;
+    world
+        .until("the rejected one is forgotten", |w| {
+            w.get(SETS, "web")["metadata"]["annotations"]["berth.dev/rejected-revision"].is_null()
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn claims_go_with_the_pod_or_the_set_only_where_the_set_wants_it() {
+    let world = World::new().await;
+    let mut value = set("web", 2);
+    value["spec"]["persistentVolumeClaimRetentionPolicy"] =
+        json!({"whenDeleted": "Retain", "whenScaled": "Delete"});
+    world.create(SETS, "default", value).await;
+    world.until("two are ready", all_ready(2)).await;
+    world.scale("web", 1).await;
+    world.until("the claim went along", |w| w.names(CLAIMS) == ["data-web-0"]).await;
+    world.delete(SETS, "web", Some(Propagation::Background)).await;
+    world.until("the pods are gone", |w| w.names(PODS).is_empty()).await;
+    world.rest().await;
+    assert_eq!(world.names(CLAIMS), ["data-web-0"], "retained");
+}
