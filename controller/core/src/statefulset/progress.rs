@@ -124,13 +124,13 @@ pub(super) fn judge(
     if let Some(pod) = held.filter(|_| !unready) {
         let why = set.held.get(pod).map_or("its images are not on its host yet", String::as_str);
         let message = format!("pod {pod} could not make way for revision {update} in {deadline} s: {why}");
-        // Since the last step; once it was found late, it is until there is another step.
-        let step = stored.filter(|c| c["status"] == "False" || c["message"] == *rolling_out);
-        let since = step.and_then(|c| c["lastTransitionTime"].as_str()).and_then(|t| t.parse().ok());
-        let found = stored.is_some_and(|c| c["status"] == "False");
-        let stepped = set.status["updatedReplicas"].as_u64().unwrap_or_default()
-            != members.iter().filter(|p| !p.deleting && p.revision == *update).count() as u64;
-        if found && !stepped || is_late(since.filter(|_| !found).unwrap_or(now)) {
+        // Since the last step; once it was found late, it is until this pod makes way.
+        let since = stored
+            .filter(|c| c["message"] == *rolling_out)
+            .and_then(|c| c["lastTransitionTime"].as_str()?.parse().ok());
+        let waits = format!("pod {pod} could not make way");
+        let found = stored.and_then(|c| c["message"].as_str()).is_some_and(|m| m.starts_with(&waits));
+        if found || is_late(since.unwrap_or(now)) {
             fault = Some(message);
         }
     }
