@@ -104,6 +104,31 @@ impl Selector {
         }
     }
 
+    /// The same, and this label too.
+    pub fn and(mut self, key: &str, value: &str) -> Selector {
+        self.requirements.push(Requirement { key: key.to_owned(), test: Test::In(vec![value.to_owned()]) });
+        self
+    }
+
+    /// The same, but not this label with this value.
+    pub fn and_not(mut self, key: &str, value: &str) -> Selector {
+        self.requirements
+            .push(Requirement { key: key.to_owned(), test: Test::NotIn(vec![value.to_owned()]) });
+        self
+    }
+
+    /// A label that everything selected has with one value, if there is one: what to look in an index for.
+    pub fn pair(&self) -> Option<(&str, &str)> {
+        self.requirements.iter().find_map(|r| match &r.test {
+            Test::In(values) if values.len() == 1 => Some((r.key.as_str(), values[0].as_str())),
+            _ => None,
+        })
+    }
+
+    pub fn is_nothing(&self) -> bool {
+        self.nothing
+    }
+
     /// Whether labels match, given how to look one up.
     pub fn matches_with<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
         !self.nothing && self.requirements.iter().all(|r| r.test.holds(label(&r.key)))

@@ -1,7 +1,7 @@
 //! Ranges and addresses of pods: a /24 for each node out of the cluster's range, an address for each pod
 //! out of its node's. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -78,7 +78,7 @@ impl Range {
 
     /// The next free address after `last`, going round: an address is not given away again at once, so
     /// that nobody who still knows the old one talks to the new pod.
-    pub fn next(self, last: Option<Ipv4Addr>, used: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    pub fn next(self, last: Option<Ipv4Addr>, used: &HashSet<Ipv4Addr>) -> Option<Ipv4Addr> {
         // Network, gateway and broadcast are not for pods.
         let (low, high) = (self.first + 2, self.last() - 1);
         let from = last.map(u32::from).filter(|a| (low..high).contains(a)).map_or(low, |a| a + 1);
@@ -122,7 +122,7 @@ mod tests {
     fn addresses_go_round_and_are_unique() {
         let share = range("10.42.7.0/24");
         assert_eq!(share.gateway(), Ipv4Addr::new(10, 42, 7, 1));
-        let mut used = BTreeSet::new();
+        let mut used = HashSet::new();
         let mut last = None;
         while let Some(address) = share.next(last, &used) {
             assert!(used.insert(address));
@@ -132,7 +132,7 @@ mod tests {
         assert!(!used.contains(&share.gateway()));
         used.remove(&Ipv4Addr::new(10, 42, 7, 20));
         assert_eq!(share.next(last, &used), Some(Ipv4Addr::new(10, 42, 7, 20)));
-        assert_eq!(share.next(Some(Ipv4Addr::new(10, 42, 7, 5)), &BTreeSet::new()).unwrap().octets()[3], 6);
+        assert_eq!(share.next(Some(Ipv4Addr::new(10, 42, 7, 5)), &HashSet::new()).unwrap().octets()[3], 6);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! The scheduler's writing half: from a pod that waits to the transaction that binds it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use berth_controller_core::claims::{self, Binding, Standing, Storage};
 use berth_controller_core::identity::{self, Life, Record, Refusal};
 use berth_controller_core::kinds::persistent_volume::PERSISTENT_VOLUME;
 use berth_controller_core::object;
-use berth_controller_core::place::{self, Candidate, Reasons};
-use berth_controller_core::resolve::resources::{Request, qos_class};
+use berth_controller_core::place::{self, Placed, Reasons, Wanted, World};
+use berth_controller_core::resolve::resources::qos_class;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -20,27 +20,32 @@ pub const CLAIMS: &str = "persistentvolumeclaims";
 pub const VOLUMES: &str = "persistentvolumes";
 pub const CLASSES: &str = "storageclasses.storage.k8s.io";
 
-/// What is on a node.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
-    pub pods: u64,
-    pub requested: Request,
+/// Where a set's pod was last: this resource, under the pod's namespace and name, `{"node": ...}`. Apart from the
+/// identity record, which goes when the pod has stopped, and from its claims, which not every set has.
+pub const LAST_NODE: &str = "lastnodes.berth.dev";
+
+/// What bindings are decided from and change: a digest of the store.
+#[derive(Default)]
+pub struct Board {
+    pub world: World,
+    /// Addresses that are held by a record.
+    pub used: HashSet<Ipv4Addr>,
+    /// The address given out last, per node.
+    pub last: HashMap<String, Ipv4Addr>,
 }
 
-/// One attempt to bind some pods at once: everything it is decided from is read when it is made.
+/// One attempt to bind some pods at once. What it stages is on the board at once, so that the next pod sees it;
+/// [`Attempt::undo`] takes it off again.
 pub struct Attempt<'a> {
     nodes: &'a Nodes,
     store: &'a Store,
-    objects: Vec<Value>,
-    usage: HashMap<String, Usage>,
-    used: BTreeSet<Ipv4Addr>,
-    last: HashMap<String, Ipv4Addr>,
+    board: &'a mut Board,
     /// All volumes and classes; read when a claim that is not bound needs them.
     storage: Option<(Vec<Value>, Vec<Value>)>,
     claimed: BTreeSet<Key>,
     epoch: u64,
     first_epoch: u64,
-    pub transaction: Transaction,
+    transaction: Transaction,
     pub bound: Vec<Bound>,
 }
 
@@ -49,8 +54,8 @@ pub struct Bound {
     pub name: Name,
     pub pod: Value,
     pub node: String,
-    pub address: Ipv4Addr,
-    pub request: Request,
+    /// None: the host's own.
+    pub address: Option<Ipv4Addr>,
 }
 
 /// What is to be done with a pod that waits.
@@ -61,12 +66,18 @@ pub enum Outcome {
     Over,
     /// Together with what is staged already it cannot be decided: in the next attempt.
     Later,
-    /// Not as things are; the text for its event and condition.
-    No(String),
+    /// Not as things are; the text for its event and condition. Where other pods are may be what it waits for.
+    No { why: String, others: bool },
+}
+
+impl Outcome {
+    fn no(why: impl Into<String>) -> Outcome {
+        Outcome::No { why: why.into(), others: false }
+    }
 }
 
 /// The claims of a pod.
-struct Wanted {
+struct Claims {
     /// The volumes of those that have one.
     volumes: Vec<Value>,
     /// To be bound now, wherever the pod goes.
@@ -82,21 +93,13 @@ struct Claim {
 }
 
 impl<'a> Attempt<'a> {
-    pub fn new(
-        nodes: &'a Nodes,
-        usage: HashMap<String, Usage>,
-        used: BTreeSet<Ipv4Addr>,
-        last: HashMap<String, Ipv4Addr>,
-    ) -> Attempt<'a> {
+    pub fn new(nodes: &'a Nodes, board: &'a mut Board) -> Attempt<'a> {
         let store = &nodes.inner.store;
         let epoch = records::last_epoch(store);
         Attempt {
             nodes,
             store,
-            objects: values(store, world::NODES),
-            usage,
-            used,
-            last,
+            board,
             storage: None,
             claimed: BTreeSet::new(),
             epoch,
@@ -116,47 +119,59 @@ impl<'a> Attempt<'a> {
             Ok(()) => {}
             Err(Refusal::Held(record)) if record.uid == life.uid => return Outcome::Over,
             Err(Refusal::Deleting | Refusal::Ended) => return Outcome::Over,
-            Err(refusal) => return Outcome::No(refusal.to_string()),
+            Err(refusal) => return Outcome::no(refusal.to_string()),
         }
-        let wanted = match self.claims(&pod) {
-            Ok(Some(wanted)) => wanted,
+        let claims = match self.claims(&pod) {
+            Ok(Some(claims)) => claims,
             Ok(None) => return Outcome::Later,
-            Err(why) => return Outcome::No(Reasons::general(self.objects.len(), why).to_string()),
+            Err(why) => {
+                return Outcome::no(Reasons::general(self.board.world.hosts().len(), why).to_string());
+            }
         };
-        let node = match self.node_for(&pod, &life, &wanted) {
+        let last_node = LastNode::of(self.store, name, &pod);
+        let mut wanted = Wanted::of(&pod);
+        wanted.last_node = last_node.as_ref().map(|l| l.node.clone()).unwrap_or_default();
+        let node = match self.node_for(&mut wanted, &life, &claims) {
             Ok(node) => node,
-            Err(why) => return Outcome::No(why),
+            Err(why) => return Outcome::No { why, others: wanted.depends_on_others() },
         };
         let node_name = object::name(&node).to_owned();
         let range: Option<Range> = node["spec"]["podCIDR"].as_str().and_then(|r| r.parse().ok());
-        let last = self.last.get(&node_name).copied();
-        let Some((range, address)) = range.and_then(|r| Some((r, r.next(last, &self.used)?))) else {
-            return Outcome::No(format!("no pod address is free on node {node_name:?}"));
+        let of_host = pod["spec"]["hostNetwork"] == true;
+        let last = self.board.last.get(&node_name).copied();
+        let address = match range.and_then(|range| Some((range, range.next(last, &self.board.used)?))) {
+            _ if of_host => None,
+            None => return Outcome::no(format!("no pod address is free on node {node_name:?}")),
+            free => free,
         };
-        let transaction = match self.write_bindings(wanted, &node) {
-            Ok(transaction) => transaction,
-            Err(why) => return Outcome::No(why),
-        };
+        if let Err(why) = self.write_bindings(claims, &node) {
+            return Outcome::no(why);
+        }
         self.epoch = identity::next_epoch(self.epoch, now.as_millisecond().try_into().unwrap_or(0));
         let record = Record {
             uid: life.uid,
             node: node_name.clone(),
             epoch: self.epoch,
-            address: range.with_prefix(address),
+            address: address.map(|(range, address)| range.with_prefix(address)).unwrap_or_default(),
         };
         bind(&mut pod, &node_name, now);
-        self.transaction = transaction
+        let mut transaction = std::mem::take(&mut self.transaction)
             .absent(name.record_key())
             .put(name.record_key(), record.write())
             .unchanged(object.key.clone(), object.revision)
             .put(object.key.clone(), pod.clone());
-        self.used.insert(address);
-        self.last.insert(node_name.clone(), address);
-        let request = Request::of_pod(&pod);
-        let usage = self.usage.entry(node_name.clone()).or_default();
-        usage.pods += 1;
-        usage.requested = usage.requested.plus(request);
-        self.bound.push(Bound { name: name.clone(), pod, node: node_name, address, request });
+        if let Some(last_node) = last_node.filter(|last| last.node != node_name) {
+            transaction = last_node.write(transaction, &node_name);
+        }
+        self.transaction = transaction;
+        let address = address.map(|(_, address)| address);
+        if let Some(address) = address {
+            self.board.used.insert(address);
+            self.board.last.insert(node_name.clone(), address);
+        }
+        let placed = Placed::new(&wanted, &node_name);
+        self.board.world.set_pod(&name.namespace, &name.name, Some(placed));
+        self.bound.push(Bound { name: name.clone(), pod, node: node_name, address });
         Outcome::Staged
     }
 
@@ -169,42 +184,33 @@ impl<'a> Attempt<'a> {
         records::raise_epoch(self.store, transaction, self.epoch)
     }
 
-    fn node_for(&self, pod: &Value, life: &Life, wanted: &Wanted) -> Result<Value, String> {
+    fn node_for(&self, pod: &mut Wanted, life: &Life, claims: &Claims) -> Result<Value, String> {
         let storage = self.storage();
         let storage = storage.lend();
-        let fits = |node: &Value| {
-            if !wanted.volumes.iter().all(|volume| place::reaches(volume, node)) {
-                return Err(place::VOLUME_CONFLICT.to_owned());
-            }
-            let bindings = wanted.now.iter().map(|(_, binding)| &binding.volume);
-            if !bindings.into_iter().all(|volume| place::reaches(volume, node)) {
-                return Err(place::VOLUME_CONFLICT.to_owned());
-            }
-            wanted.with_pod.iter().try_for_each(|c| claims::bind_on(&c.value, node, &storage).map(|_| ()))
+        let now = claims.now.iter().map(|(_, binding)| &binding.volume);
+        let volumes: Vec<&Value> = claims.volumes.iter().chain(now).collect();
+        let with_pod = |node: &Value| {
+            claims.with_pod.iter().try_for_each(|c| claims::bind_on(&c.value, node, &storage).map(|_| ()))
         };
+        let world = &self.board.world;
+        let not_found = |name: &str| format!("node {name:?} not found");
         if !life.node.is_empty() {
-            let node = self.objects.iter().find(|n| object::name(n) == life.node);
-            let node = node.ok_or_else(|| format!("node {:?} not found", life.node))?;
-            fits(node)?;
+            let node = world.host(&life.node).ok_or_else(|| not_found(&life.node))?.object();
+            if !volumes.iter().all(|volume| place::reaches(volume, node)) {
+                return Err(place::VOLUME_CONFLICT.to_owned());
+            }
+            with_pod(node)?;
             return Ok(node.clone());
         }
-        let candidates: Vec<Candidate> = self
-            .objects
-            .iter()
-            .map(|node| {
-                let usage = self.usage.get(object::name(node)).copied().unwrap_or_default();
-                Candidate { node, pods: usage.pods, requested: usage.requested }
-            })
-            .collect();
-        let name = place::place(pod, &candidates, &fits).map_err(|reasons| reasons.to_string())?;
-        let node = self.objects.iter().find(|n| object::name(n) == name);
-        node.cloned().ok_or_else(|| format!("node {name:?} not found"))
+        volumes.into_iter().for_each(|volume| pod.has_volume(volume));
+        let name = place::place(pod, world, &with_pod).map_err(|reasons| reasons.to_string())?;
+        world.host(&name).map(|host| host.object().clone()).ok_or_else(|| not_found(&name))
     }
 
     /// None: a claim that is part of this attempt already.
-    fn claims(&mut self, pod: &Value) -> Result<Option<Wanted>, String> {
+    fn claims(&mut self, pod: &Value) -> Result<Option<Claims>, String> {
         const UNBOUND: &str = "pod has unbound immediate PersistentVolumeClaims";
-        let mut wanted = Wanted { volumes: Vec::new(), now: Vec::new(), with_pod: Vec::new() };
+        let mut wanted = Claims { volumes: Vec::new(), now: Vec::new(), with_pod: Vec::new() };
         for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
             let Some(name) = volume["persistentVolumeClaim"]["claimName"].as_str() else { continue };
             let key = Key::new(CLAIMS, object::namespace(pod), name);
@@ -265,9 +271,9 @@ impl<'a> Attempt<'a> {
         Lists { nodes: self.nodes, volumes: volumes.iter().collect(), classes: classes.iter().collect() }
     }
 
-    /// The transaction so far with the bindings of a pod's claims, or without any of them.
-    fn write_bindings(&mut self, wanted: Wanted, node: &Value) -> Result<Transaction, String> {
-        let mut transaction = self.transaction.clone();
+    /// Adds the bindings of a pod's claims to the transaction, or none of them.
+    fn write_bindings(&mut self, wanted: Claims, node: &Value) -> Result<(), String> {
+        let mut transaction = Transaction::new();
         let now = wanted.now.into_iter().map(|(claim, binding)| (claim, Some(binding)));
         let with_pod = wanted.with_pod.into_iter().map(|claim| (claim, None));
         for (claim, binding) in now.chain(with_pod) {
@@ -304,7 +310,39 @@ impl<'a> Attempt<'a> {
                 .unchanged(claim.key.clone(), claim.revision)
                 .put(claim.key, binding.claim);
         }
-        Ok(transaction)
+        self.transaction.checks.extend(transaction.checks);
+        self.transaction.writes.extend(transaction.writes);
+        Ok(())
+    }
+}
+
+/// Takes what was staged off the board, since it was not written.
+pub fn undo(board: &mut Board, bound: Vec<Bound>) {
+    for one in bound {
+        board.world.set_pod(&one.name.namespace, &one.name.name, None);
+        if let Some(address) = one.address {
+            board.used.remove(&address);
+        }
+    }
+}
+
+/// Where a set's pod was last.
+struct LastNode {
+    key: Key,
+    node: String,
+}
+
+impl LastNode {
+    /// None for pods of no set: theirs are names nobody comes back under.
+    fn of(store: &Store, name: &Name, pod: &Value) -> Option<LastNode> {
+        object::controller_ref(pod).filter(|owner| owner["kind"] == "StatefulSet")?;
+        let key = Key::new(LAST_NODE, &name.namespace, &name.name);
+        let node = store.get(&key).and_then(|o| o.value()["node"].as_str().map(str::to_owned));
+        Some(LastNode { key, node: node.unwrap_or_default() })
+    }
+
+    fn write(self, transaction: Transaction, node: &str) -> Transaction {
+        transaction.put(self.key, json!({"metadata": {}, "node": node}))
     }
 }
 

@@ -5,24 +5,26 @@
 //! keeps of pods and addresses is a digest of the store, updated by the watches, and every binding is
 //! conditional on what it was decided from.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use berth_controller_core::identity::{self, Life, Record, Unheld};
 use berth_controller_core::object;
-use berth_controller_core::resolve::resources::Request;
+use berth_controller_core::place::Placed;
+use berth_controller_core::statefulset::parent_and_ordinal;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::binding::{self, Attempt, Bound, CLAIMS, CLASSES, Outcome, Usage, VOLUMES};
+use super::binding::{self, Attempt, Board, Bound, CLAIMS, CLASSES, LAST_NODE, Outcome, VOLUMES};
 use super::registration::address_of;
 use super::world::{self, Name};
 use super::{Nodes, records};
 use crate::reconcile::events::{EventType, ObjectRef};
-use crate::store::{CommitError, Event, EventKind, Expired, Scope, Store, Transaction, Watch};
+use crate::store::{CommitError, Event, EventKind, Expired, Key, Scope, Store, Transaction, Watch};
 
+const NAMESPACES: &str = "namespaces";
 /// Who says so in events.
 const COMPONENT: &str = "default-scheduler";
 /// Bindings written together, at most.
@@ -43,20 +45,20 @@ struct Seen {
     node: String,
     /// It takes no room any more.
     ended: bool,
-    request: Request,
     generation: i64,
 }
 
 #[derive(Default)]
 struct Scheduler {
     pods: HashMap<Name, Seen>,
-    addresses: BTreeMap<Name, Ipv4Addr>,
-    /// The address given out last, per node.
-    last: HashMap<String, Ipv4Addr>,
+    addresses: HashMap<Name, Ipv4Addr>,
+    board: Board,
     /// Pods without a node, deletion not asked for.
     waiting: BTreeSet<Name>,
-    /// Of these, those to be looked at now.
+    /// Of these, those to be looked at now...
     due: BTreeSet<Name>,
+    /// ...and those that may be waiting for where other pods are.
+    hopeful: BTreeSet<Name>,
     /// Bound pods to be checked for a life that is gone.
     suspects: BTreeSet<Name>,
 }
@@ -65,6 +67,7 @@ struct Watches {
     pods: Watch,
     records: Watch,
     nodes: Watch,
+    namespaces: Watch,
     claims: Watch,
     volumes: Watch,
     classes: Watch,
@@ -79,6 +82,7 @@ impl Watches {
             pods: watch(world::PODS)?,
             records: watch(identity::RESOURCE)?,
             nodes: watch(world::NODES)?,
+            namespaces: watch(NAMESPACES)?,
             claims: watch(CLAIMS)?,
             volumes: watch(VOLUMES)?,
             classes: watch(CLASSES)?,
@@ -94,13 +98,22 @@ impl Scheduler {
             let Ok(watches) = watches else { continue };
             let mut scheduler = Scheduler::default();
             scheduler.load(&nodes.inner.store);
-            scheduler.free_lost(nodes).await;
+            forget_last_nodes(&nodes.inner.store).await;
+            for node in nodes.inner.store.list(&Scope::all(world::NODES)).objects {
+                free_lost(nodes, &node.key.name, &node.value()).await;
+            }
             let Err(expired) = scheduler.follow(nodes, watches).await;
             tracing::debug!(%expired, "the scheduler reads everything again");
         }
     }
 
     fn load(&mut self, store: &Store) {
+        for node in store.list(&Scope::all(world::NODES)).objects {
+            self.board.world.set_node(&node.key.name, Some(&node.value()));
+        }
+        for namespace in store.list(&Scope::all(NAMESPACES)).objects {
+            self.namespace(&namespace.key.name, Some(&namespace.value()));
+        }
         for record in store.list(&Scope::all(identity::RESOURCE)).objects {
             self.record(&Name::of(&record.key), Record::read(&record.value()).as_ref());
         }
@@ -126,11 +139,14 @@ impl Scheduler {
             tokio::select! {
                 batch = watches.pods.next() => for event in batch?.events { self.pod_changed(&event) },
                 batch = watches.records.next() => for event in batch?.events { self.record_changed(&event) },
-                batch = watches.nodes.next() => {
-                    batch?;
-                    self.due = self.waiting.clone();
-                    self.free_lost(nodes).await;
-                }
+                batch = watches.nodes.next() => for event in batch?.events {
+                    self.node_changed(nodes, &event).await;
+                },
+                batch = watches.namespaces.next() => for event in batch?.events {
+                    let namespace = (event.kind == EventKind::Put).then(|| event.object.value());
+                    self.namespace(&event.object.key.name, namespace.as_ref());
+                    self.due.extend(self.hopeful.iter().cloned());
+                },
                 batch = watches.claims.next() => { batch?; self.due = self.waiting.clone() }
                 batch = watches.volumes.next() => { batch?; self.due = self.waiting.clone() }
                 batch = watches.classes.next() => { batch?; self.due = self.waiting.clone() }
@@ -138,6 +154,22 @@ impl Scheduler {
                 () = std::future::ready(()), if !self.due.is_empty() || !self.suspects.is_empty() => {}
             }
         }
+    }
+
+    async fn node_changed(&mut self, nodes: &Nodes, event: &Event) {
+        let name = &event.object.key.name;
+        let node = (event.kind == EventKind::Put).then(|| event.object.value());
+        // Most of what is written about nodes changes nothing for pods that wait.
+        if self.board.world.set_node(name, node.as_ref()) {
+            self.due = self.waiting.clone();
+        }
+        if let Some(node) = node {
+            free_lost(nodes, name, &node).await;
+        }
+    }
+
+    fn namespace(&mut self, name: &str, namespace: Option<&Value>) {
+        self.board.world.set_namespace(name, namespace.map(|n| &n["metadata"]["labels"]));
     }
 
     fn pod_changed(&mut self, event: &Event) {
@@ -187,8 +219,9 @@ impl Scheduler {
     fn pod(&mut self, name: &Name, pod: Option<&Value>) {
         let Some(pod) = pod else {
             self.pods.remove(name);
-            self.waiting.remove(name);
-            self.due.remove(name);
+            self.waits_no_more(name);
+            self.board.world.set_pod(&name.namespace, &name.name, None);
+            self.due.extend(self.hopeful.iter().cloned());
             return;
         };
         let life = Life::of(pod, Timestamp::UNIX_EPOCH);
@@ -196,26 +229,33 @@ impl Scheduler {
         if !life.scheduled && life.deleting.is_none() && !life.ended && ours(pod) {
             self.waiting.insert(name.clone());
         } else {
-            self.waiting.remove(name);
-            self.due.remove(name);
+            self.waits_no_more(name);
         }
-        let seen = Seen {
-            node: life.node,
-            ended: life.ended,
-            request: Request::of_pod(pod),
-            generation: object::generation(pod),
-        };
+        // One whose node is only its maker's wish takes no room yet.
+        let placed = (!life.node.is_empty() && life.scheduled && !life.ended).then(|| Placed::of(pod));
+        if self.board.world.set_pod(&name.namespace, &name.name, placed) {
+            self.due.extend(self.hopeful.iter().cloned());
+        }
+        let seen = Seen { node: life.node, ended: life.ended, generation: object::generation(pod) };
         self.pods.insert(name.clone(), seen);
     }
 
+    fn waits_no_more(&mut self, name: &Name) {
+        self.waiting.remove(name);
+        self.due.remove(name);
+        self.hopeful.remove(name);
+    }
+
     fn record(&mut self, name: &Name, record: Option<&Record>) {
-        match record {
-            Some(record) => {
-                let address = address_of(record).unwrap_or(Ipv4Addr::UNSPECIFIED);
-                self.addresses.insert(name.clone(), address);
-            }
-            None => drop(self.addresses.remove(name)),
+        let address = record.and_then(address_of);
+        let before = match address {
+            Some(address) => self.addresses.insert(name.clone(), address),
+            None => self.addresses.remove(name),
+        };
+        if let Some(before) = before.filter(|before| Some(*before) != address) {
+            self.board.used.remove(&before);
         }
+        self.board.used.extend(address);
     }
 }
 
@@ -230,25 +270,25 @@ impl Scheduler {
             if names.is_empty() {
                 return;
             }
-            let mut attempt = self.attempt(nodes);
+            let mut attempt = Attempt::new(nodes, &mut self.board);
             let mut refused = Vec::new();
+            let mut over = Vec::new();
             for name in &names {
                 match attempt.stage(name, Timestamp::now()) {
                     Outcome::Staged | Outcome::Later => {}
-                    Outcome::Over => {
-                        self.waiting.remove(name);
-                        self.due.remove(name);
-                    }
-                    Outcome::No(why) => {
-                        self.due.remove(name);
-                        refused.push((name.clone(), why));
-                    }
+                    Outcome::Over => over.push(name),
+                    Outcome::No { why, others } => refused.push((name, why, others)),
                 }
             }
             let transaction = attempt.finish();
             let bound = attempt.bound;
-            for (name, why) in refused {
-                refuse(nodes, &name, &why).await;
+            over.into_iter().for_each(|name| self.waits_no_more(name));
+            for (name, why, others) in refused {
+                self.due.remove(name);
+                if others {
+                    self.hopeful.insert(name.clone());
+                }
+                refuse(nodes, name, &why).await;
             }
             if bound.is_empty() {
                 continue;
@@ -262,10 +302,12 @@ impl Scheduler {
                 }
                 // One of many has changed: one by one, so that it holds up itself only.
                 Err(CommitError::Conflict { key, .. }) => {
+                    binding::undo(&mut self.board, bound);
                     tracing::debug!(%key, pods = names.len(), "changed while it was being bound");
                     together = 1;
                 }
                 Err(CommitError::Unavailable(why)) => {
+                    binding::undo(&mut self.board, bound);
                     tracing::error!(why, "pods cannot be bound");
                     return;
                 }
@@ -273,27 +315,18 @@ impl Scheduler {
         }
     }
 
-    fn attempt<'a>(&self, nodes: &'a Nodes) -> Attempt<'a> {
-        let mut usage: HashMap<String, Usage> = HashMap::new();
-        for seen in self.pods.values().filter(|seen| !seen.node.is_empty() && !seen.ended) {
-            let there = usage.entry(seen.node.clone()).or_default();
-            there.pods += 1;
-            there.requested = there.requested.plus(seen.request);
-        }
-        Attempt::new(nodes, usage, self.addresses.values().copied().collect(), self.last.clone())
-    }
-
     fn bound(&mut self, nodes: &Nodes, one: Bound) {
-        let Bound { name, pod, node, address, request } = one;
-        tracing::info!(pod = %name, node, %address, "bound");
+        let Bound { name, pod, node, address } = one;
+        tracing::info!(pod = %name, node, ?address, "bound");
         let message = format!("Successfully assigned {name} to {node}");
         nodes.inner.events.record(&ObjectRef::of(&pod), EventType::Normal, "Scheduled", &message, COMPONENT);
-        self.waiting.remove(&name);
-        self.due.remove(&name);
-        self.last.insert(node.clone(), address);
-        self.addresses.insert(name.clone(), address);
+        self.waits_no_more(&name);
+        if let Some(address) = address {
+            self.addresses.insert(name.clone(), address);
+        }
         let generation = object::generation(&pod);
-        self.pods.insert(name, Seen { node, ended: false, request, generation });
+        self.pods.insert(name, Seen { node, ended: false, generation });
+        self.due.extend(self.hopeful.iter().cloned());
     }
 
     /// Ends what is left over: objects whose life has no record any more. What could not be written stays a
@@ -306,18 +339,31 @@ impl Scheduler {
             }
         }
     }
+}
 
-    /// Frees the records of nodes that a person has declared down.
-    async fn free_lost(&self, nodes: &Nodes) {
-        for node in nodes.inner.store.list(&Scope::all(world::NODES)).objects {
-            let name = &node.key.name;
-            if identity::out_of_service(&node.value())
-                && !nodes.connected(name)
-                && let Err(error) = records::out_of_service(&nodes.inner.store, name).await
-            {
-                tracing::warn!(node = %name, %error, "its pods' names could not be freed");
-            }
+/// Frees the records of a node that a person has declared down.
+async fn free_lost(nodes: &Nodes, name: &str, node: &Value) {
+    if identity::out_of_service(node)
+        && !nodes.connected(name)
+        && let Err(error) = records::out_of_service(&nodes.inner.store, name).await
+    {
+        tracing::warn!(node = name, %error, "its pods' names could not be freed");
+    }
+}
+
+/// Where the pods of sets were that are gone: kept for as long as the set may be made again soon, which is until
+/// the next start.
+async fn forget_last_nodes(store: &Store) {
+    let mut transaction = Transaction::new();
+    for last in store.list(&Scope::all(LAST_NODE)).objects {
+        let set = parent_and_ordinal(&last.key.name).map(|(set, _)| set);
+        let is_there = |set| store.get(&Key::new("statefulsets.apps", &last.key.namespace, set)).is_some();
+        if !set.is_some_and(is_there) {
+            transaction = transaction.delete(last.key.clone());
         }
+    }
+    if let Err(error) = store.commit(transaction).await {
+        tracing::debug!(%error, "where pods of sets were that are gone could not be forgotten");
     }
 }
 

@@ -830,3 +830,39 @@ async fn a_host_hears_of_the_others_before_its_pods_and_of_every_change_after() 
     controller.delete_pod("web-0", Some(0)).await;
     while !one.network().await.endpoints.iter().any(|e| e.removed == ["web-0"]) {}
 }
+
+#[tokio::test]
+async fn an_ordinal_returns_to_its_last_host_and_a_pod_that_waits_for_another_follows_it() {
+    let controller = Controller::start().await;
+    let _one = controller.agent("n1").await;
+    let mut two = controller.agent("n2").await;
+    let make = async |spec: Value| {
+        let mut pod = json!({
+            "metadata": {"name": "web-0", "labels": {"app": "web"}, "ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "u", "controller": true}]},
+            "spec": {"containers": [{"name": "c", "image": "busybox"}]},
+        });
+        spec.as_object().unwrap().iter().for_each(|(field, value)| pod["spec"][field] = value.clone());
+        controller.objects.create(&POD, "default", pod, &Options::default()).await.unwrap();
+    };
+    // Its first host is chosen for it; by room and name alone the next would be n1.
+    make(json!({"nodeSelector": {"kubernetes.io/hostname": "n2"}})).await;
+    let first = two.assigned().await.pod.unwrap();
+    controller.delete_pod("web-0", Some(0)).await;
+    two.stopped(&first).await;
+    controller.until("the name is free", || controller.record("web-0").is_none().then_some(())).await;
+
+    let near = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"labelSelector": {"matchLabels": {"app": "web"}}, "topologyKey": "kubernetes.io/hostname"}]}});
+    controller.create_pod("near", json!({"affinity": near})).await;
+    let waits = controller.until("it says why it waits", || {
+        let pod = controller.get("pods", "near")?;
+        pod["status"]["conditions"][0]["message"].as_str().map(str::to_owned)
+    });
+    assert_eq!(waits.await, "0/2 nodes are available: 2 node(s) didn't match pod affinity rules.");
+    make(json!({})).await;
+    for pod in ["web-0", "near"] {
+        let record = controller.until("it is bound", || controller.record(pod)).await;
+        assert_eq!(record.node, "n2", "{pod}");
+    }
+}

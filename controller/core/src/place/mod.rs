@@ -1,27 +1,37 @@
 //! Which node a pod goes to, and in Kubernetes' words why none will do.
+//!
+//! ```text
+//! nodes, bound pods ─▶ World (indexes, kept up to date)      pod ─▶ Wanted (read once)
+//!                              └──────────── place ───────────────┘
+//!    filters: node, taints, affinity, ports, room, volumes, spread, other pods ─▶ what speaks against each node
+//!    among the rest: last host, preferences, fewest of its own set, most room, name
+//! ```
+//! A set's ordinals are spread over the nodes, and an ordinal returns to the node it was last on while that node
+//! can take it: these two come from Berth, all else behaves as Kubernetes' own scheduler with its defaults.
 
-use std::collections::BTreeMap;
+mod affinity;
+mod node;
+mod spread;
+mod wanted;
+mod world;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 
 use serde_json::Value;
 
-use crate::object;
-use crate::resolve::resources::{Request, allocatable};
-use crate::taints;
+pub use node::{reaches, ready};
+pub use wanted::{HostPort, Wanted};
+pub use world::{Host, Placed, World};
+
+use affinity::Neighbours;
+use spread::Spread;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
-
-/// A node, and what is on it already.
-#[derive(Clone, Debug)]
-pub struct Candidate<'a> {
-    /// The Node object.
-    pub node: &'a Value,
-    /// Pods bound to it that have not ended.
-    pub pods: u64,
-    /// The sum of what they request.
-    pub requested: Request,
-}
 
 /// Why a pod stays unscheduled: the text of the FailedScheduling event and of the PodScheduled condition.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -55,160 +65,139 @@ impl fmt::Display for Reasons {
     }
 }
 
-/// The name of the node for this pod: of those that fit, the one with the fewest pods (then by name).
-/// `volumes` says whether the pod's claims can be had on a node, or why not ([`VOLUME_CONFLICT`]).
-pub fn place(
-    pod: &Value,
-    nodes: &[Candidate],
-    volumes: &dyn Fn(&Value) -> Result<(), String>,
-) -> Result<String, Reasons> {
-    let request = Request::of_pod(pod);
-    let mut reasons = Reasons { nodes: nodes.len(), ..Reasons::default() };
-    let mut best: Option<&Candidate> = None;
-    for candidate in nodes {
-        let why = unfit(pod, candidate, &request, volumes);
-        if why.is_empty() {
-            let better = best.is_none_or(|b| {
-                (candidate.pods, object::name(candidate.node)) < (b.pods, object::name(b.node))
-            });
-            if better {
-                best = Some(candidate);
-            }
-        }
-        for reason in why {
-            *reasons.by_node.entry(reason).or_default() += 1;
-        }
-    }
-    best.map(|b| object::name(b.node).to_owned()).ok_or(reasons)
-}
-
 /// A bound volume that this node does not reach ([`reaches`]).
 pub const VOLUME_CONFLICT: &str = "node(s) had volume node affinity conflict";
+const UNSCHEDULABLE: &str = "node(s) were unschedulable";
+const OTHER_NAME: &str = "node(s) didn't match the requested node name";
+const NOT_SELECTED: &str = "node(s) didn't match Pod's node affinity/selector";
+const NO_PORTS: &str = "node(s) didn't have free ports for the requested pod ports";
 
-/// What speaks against a node. The first filter that fails decides, as in Kubernetes; only resources are
-/// listed together.
-fn unfit(
-    pod: &Value,
-    candidate: &Candidate,
-    request: &Request,
+/// What an unreachable or failing node is tainted with; a node counts as tainted as soon as it is not Ready.
+pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
+pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+
+/// The name of the node for this pod. `volumes` says whether the pod's claims that have no volume yet could get
+/// one on a node, or why not; it is asked for the nodes that are wanted most first.
+pub fn place(
+    pod: &Wanted,
+    world: &World,
     volumes: &dyn Fn(&Value) -> Result<(), String>,
-) -> Vec<String> {
-    let node = candidate.node;
-    if object::deleting(node) {
-        return vec!["node(s) were being deleted".to_owned()];
-    }
-    if node["spec"]["unschedulable"] == true
-        && !tolerates(pod, "node.kubernetes.io/unschedulable", "", "NoSchedule")
-    {
-        return vec!["node(s) were unschedulable".to_owned()];
-    }
-    if let Some(wanted) = pod["spec"]["nodeName"].as_str()
-        && !wanted.is_empty()
-        && wanted != object::name(node)
-    {
-        return vec!["node(s) didn't match the requested node name".to_owned()];
-    }
-    if let Some((key, value)) = untolerated(pod, node) {
-        return vec![format!("node(s) had untolerated taint {{{key}: {value}}}")];
-    }
-    if !selected(pod, node) {
-        return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
-    }
-    let short = insufficient(candidate, request);
-    if !short.is_empty() {
-        return short;
-    }
-    volumes(node).err().into_iter().collect()
-}
-
-fn insufficient(candidate: &Candidate, request: &Request) -> Vec<String> {
-    let room = allocatable(candidate.node);
-    let mut short = Vec::new();
-    if candidate.pods + 1 > room.pods {
-        short.push("Too many pods".to_owned());
-    }
-    if request.cpu_millis > 0 && candidate.requested.cpu_millis + request.cpu_millis > room.request.cpu_millis
-    {
-        short.push("Insufficient cpu".to_owned());
-    }
-    if request.memory_bytes > 0
-        && candidate.requested.memory_bytes + request.memory_bytes > room.request.memory_bytes
-    {
-        short.push("Insufficient memory".to_owned());
-    }
-    short
-}
-
-/// The first taint that keeps the pod away. A node that is not Ready counts as tainted the way Kubernetes'
-/// node controller would taint it.
-fn untolerated(pod: &Value, node: &Value) -> Option<(String, String)> {
-    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-    for taint in node["spec"]["taints"].as_array().into_iter().flatten() {
-        let (key, value, effect) = (text(&taint["key"]), text(&taint["value"]), text(&taint["effect"]));
-        if matches!(effect.as_str(), "NoSchedule" | "NoExecute") && !tolerates(pod, &key, &value, &effect) {
-            return Some((key, value));
+) -> Result<String, Reasons> {
+    let spread = Spread::of(pod, world);
+    let neighbours = Neighbours::of(pod, world);
+    let mut reasons = Reasons { nodes: world.hosts().len(), ..Reasons::default() };
+    let mut count = |why: &str| match reasons.by_node.get_mut(why) {
+        Some(n) => *n += 1,
+        None => drop(reasons.by_node.insert(why.to_owned(), 1)),
+    };
+    let mut fit: Vec<Fit> = Vec::new();
+    for host in world.hosts() {
+        match unfit(pod, host, &spread, &neighbours) {
+            Unfit::Not => fit.push(Fit::new(pod, host, &spread, &neighbours)),
+            Unfit::Why(why) => count(why),
+            Unfit::Taint(key, value) => count(&format!("node(s) had untolerated taint {{{key}: {value}}}")),
+            Unfit::Room(short) => short.iter().flatten().for_each(|why| count(why)),
         }
     }
-    let key = match ready(node) {
-        "True" => return None,
-        "False" => "node.kubernetes.io/not-ready",
-        _ => "node.kubernetes.io/unreachable",
-    };
-    (!tolerates(pod, key, "", "NoSchedule")).then(|| (key.to_owned(), String::new()))
-}
-
-/// The status of the node's Ready condition; `Unknown` if there is none.
-pub fn ready(node: &Value) -> &str {
-    let conditions = node["status"]["conditions"].as_array();
-    let ready = conditions.into_iter().flatten().find(|c| c["type"] == "Ready");
-    ready.and_then(|c| c["status"].as_str()).unwrap_or("Unknown")
-}
-
-fn tolerates(pod: &Value, key: &str, value: &str, effect: &str) -> bool {
-    let mut tolerations = pod["spec"]["tolerations"].as_array().into_iter().flatten();
-    tolerations.any(|toleration| taints::covers(toleration, key, value, effect))
-}
-
-fn selected(pod: &Value, node: &Value) -> bool {
-    pod["spec"]["nodeSelector"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .all(|(key, value)| object::label(node, key) == value.as_str())
-}
-
-/// Whether a PersistentVolume can be used on this node.
-pub fn reaches(volume: &Value, node: &Value) -> bool {
-    let required = &volume["spec"]["nodeAffinity"]["required"];
-    if required.is_null() {
-        return true;
+    let mut ranked = rank(pod, world, fit);
+    while let Some((_, host)) = ranked.pop() {
+        match volumes(host.object()) {
+            Ok(()) => return Ok(host.name().to_owned()),
+            Err(why) => count(&why),
+        }
     }
-    // The terms are alternatives, the expressions of one must all hold; an empty term matches nothing.
-    required["nodeSelectorTerms"].as_array().into_iter().flatten().any(|term| {
-        let labels = term["matchExpressions"].as_array().into_iter().flatten();
-        let fields = term["matchFields"].as_array().into_iter().flatten();
-        let mut all = labels
-            .map(|e| expression(e, object::label(node, e["key"].as_str().unwrap_or_default())))
-            .chain(fields.map(|e| expression(e, (e["key"] == "metadata.name").then(|| object::name(node)))))
-            .peekable();
-        all.peek().is_some() && all.all(|holds| holds)
-    })
+    Err(reasons)
 }
 
-fn expression(requirement: &Value, actual: Option<&str>) -> bool {
-    let mut values = requirement["values"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let mut compare = |test: fn(i64, i64) -> bool| {
-        let wanted = values.next().and_then(|v| v.parse::<i64>().ok());
-        let there = actual.and_then(|v| v.parse::<i64>().ok());
-        matches!((there, wanted), (Some(a), Some(b)) if test(a, b))
-    };
-    match requirement["operator"].as_str() {
-        Some("Gt") => compare(|a, b| a > b),
-        Some("Lt") => compare(|a, b| a < b),
-        Some("In") => actual.is_some_and(|a| values.any(|v| v == a)),
-        Some("NotIn") => actual.is_none_or(|a| values.all(|v| v != a)),
-        Some("Exists") => actual.is_some(),
-        Some("DoesNotExist") => actual.is_none(),
-        _ => false,
+/// What speaks against a node: the first filter that fails, as in Kubernetes; only room is told in full.
+enum Unfit<'a> {
+    Not,
+    Why(&'static str),
+    Taint(&'a str, &'a str),
+    Room([Option<&'static str>; 3]),
+}
+
+fn unfit<'a>(pod: &Wanted, host: &'a Host, spread: &Spread, neighbours: &Neighbours) -> Unfit<'a> {
+    if host.deleting {
+        return Unfit::Why("node(s) were being deleted");
     }
+    if host.unschedulable && !pod.tolerates("node.kubernetes.io/unschedulable", "", "NoSchedule") {
+        return Unfit::Why(UNSCHEDULABLE);
+    }
+    if !pod.node_name.is_empty() && pod.node_name != host.name() {
+        return Unfit::Why(OTHER_NAME);
+    }
+    if let Some((key, value)) = host.untolerated(pod) {
+        return Unfit::Taint(key, value);
+    }
+    if !pod.selects(host) {
+        return Unfit::Why(NOT_SELECTED);
+    }
+    if !host.ports_free(&pod.ports) {
+        return Unfit::Why(NO_PORTS);
+    }
+    let short = host.short_of(&pod.request);
+    if short.iter().any(Option::is_some) {
+        return Unfit::Room(short);
+    }
+    if !pod.volumes.iter().all(|volume| volume.matches(host)) {
+        return Unfit::Why(VOLUME_CONFLICT);
+    }
+    match spread.against(host).or_else(|| neighbours.against(host)) {
+        Some(why) => Unfit::Why(why),
+        None => Unfit::Not,
+    }
+}
+
+/// A node that would do, and what speaks for it before all are compared.
+struct Fit<'a> {
+    host: &'a Host,
+    /// Taints that ask to stay away.
+    discouraged: i64,
+    preferred: i64,
+    near: i64,
+    /// Higher is more crowded.
+    crowded: i64,
+}
+
+impl<'a> Fit<'a> {
+    fn new(pod: &Wanted, host: &'a Host, spread: &Spread, neighbours: &Neighbours) -> Fit<'a> {
+        Fit {
+            host,
+            discouraged: host.discouraged(pod),
+            preferred: pod.preference(host),
+            near: neighbours.score(host),
+            crowded: spread.score(host),
+        }
+    }
+}
+
+/// What decides between nodes that would do, the most important first; the least is best.
+type Rank<'a> = (bool, Reverse<i64>, u32, u32, u64, u64, &'a str);
+
+fn rank<'a>(pod: &Wanted, world: &World, fit: Vec<Fit<'a>>) -> BinaryHeap<(Reverse<Rank<'a>>, &'a Host)> {
+    // Each preference counts from 0 to 100 between the nodes that would do, times Kubernetes' weights.
+    let scaled = |of: fn(&Fit) -> i64, weight: i64| {
+        let (least, most) = (fit.iter().map(of).min().unwrap_or(0), fit.iter().map(of).max().unwrap_or(0));
+        move |fit: &Fit| match most - least {
+            0 => 0,
+            range => weight * 100 * (of(fit) - least) / range,
+        }
+    };
+    let discouraged = scaled(|f| f.discouraged, -3);
+    let preferred = scaled(|f| f.preferred, 2);
+    let near = scaled(|f| f.near, 2);
+    let crowded = scaled(|f| f.crowded, -2);
+    let siblings = world.siblings(pod);
+    fit.into_iter()
+        .map(|fit| {
+            let score = discouraged(&fit) + preferred(&fit) + near(&fit) + crowded(&fit);
+            let host = fit.host;
+            let (own, own_zone) = siblings.on(host);
+            let last = pod.last_node == host.name();
+            let rank =
+                (!last, Reverse(score), own, own_zone, host.load(&pod.request), host.pods(), host.name());
+            (Reverse(rank), host)
+        })
+        .collect()
 }

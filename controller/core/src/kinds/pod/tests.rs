@@ -213,7 +213,6 @@ fn what_berth_does_not_implement_is_refused_with_its_path() {
     for (fields, path) in [
         (json!({"hostNetwork": true}), "spec.hostNetwork"),
         (json!({"activeDeadlineSeconds": 5}), "spec.activeDeadlineSeconds"),
-        (json!({"affinity": {"nodeAffinity": {"x": [1]}}}), "spec.affinity"),
         (json!({"schedulerName": "mine"}), "spec.schedulerName"),
         (json!({"dnsPolicy": "ClusterFirstWithHostNet"}), "spec.dnsPolicy"),
         (json!({"priority": 100}), "spec.priority"),

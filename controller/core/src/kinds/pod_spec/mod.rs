@@ -7,6 +7,7 @@
 
 mod container;
 pub mod defaults;
+pub mod scheduling;
 mod volume;
 
 use std::collections::BTreeSet;
@@ -26,6 +27,8 @@ const SUPPORTED: &[&str] = &[
     "terminationGracePeriodSeconds",
     "nodeName",
     "nodeSelector",
+    "affinity",
+    "topologySpreadConstraints",
     "tolerations",
     "hostname",
     "subdomain",
@@ -71,6 +74,8 @@ pub fn validate(spec: &At, claims: &BTreeSet<&str>) -> Errors {
     errors.extend(one_of(&spec.get("restartPolicy"), &["Always", "OnFailure", "Never"]));
     errors.extend(dns(spec));
     errors.extend(check::labels(&spec.get("nodeSelector")));
+    errors.extend(scheduling::affinity(&spec.get("affinity")));
+    errors.extend(scheduling::spread(&spec.get("topologySpreadConstraints")));
     errors.extend(security_context(&spec.get("securityContext")));
     for secret in spec.get("imagePullSecrets").items() {
         let name = secret.get("name");
