@@ -43,12 +43,14 @@ pub struct Round {
     pub parallel: f64,
     /// One: kill, remove, CNI DEL, and start again.
     pub replace: f64,
+    /// The same from the old process's end on.
+    pub gap: f64,
 }
 
 impl Round {
     /// One line of JSON, as the benchmark reads it from its child.
     pub fn to_json(self) -> Value {
-        json!({"ordered": self.ordered, "parallel": self.parallel, "replace": self.replace})
+        json!({"ordered": self.ordered, "parallel": self.parallel, "replace": self.replace, "gap": self.gap})
     }
 }
 
@@ -85,9 +87,9 @@ pub async fn round(socket: &Path, dir: &Path) -> Result<Round> {
     let ordered = ms(start);
 
     let start = Instant::now();
-    floor.stop(0).await?;
+    let ended = floor.stop(0).await?;
     floor.start(0).await?;
-    let replace = ms(start);
+    let (replace, gap) = (ms(start), ms(ended));
     for i in 0..COUNT {
         floor.stop(i).await?;
     }
@@ -108,7 +110,7 @@ pub async fn round(socket: &Path, dir: &Path) -> Result<Round> {
     }
     let request = LeaseDeleteRequest { id: LEASE.into(), sync: true };
     leases.delete(with_namespace!(request, NAMESPACE)).await?;
-    Ok(Round { ordered, parallel, replace })
+    Ok(Round { ordered, parallel, replace, gap })
 }
 
 fn ms(start: Instant) -> f64 {
@@ -169,13 +171,15 @@ impl Floor {
         Ok(())
     }
 
-    async fn stop(&self, i: usize) -> Result<()> {
+    /// When its process ended.
+    async fn stop(&self, i: usize) -> Result<Instant> {
         let id = format!("floor-{i}");
         let mut tasks = TasksClient::new(self.channel.clone());
         let request = KillRequest { container_id: id.clone(), signal: 15, ..Default::default() };
         tasks.kill(self.call(request)?).await?;
         let request = WaitRequest { container_id: id.clone(), ..Default::default() };
         tasks.wait(self.call(request)?).await?;
+        let ended = Instant::now();
         let request = DeleteTaskRequest { container_id: id.clone() };
         tasks.delete(self.call(request)?).await?;
         let request = DeleteContainerRequest { id: id.clone() };
@@ -189,7 +193,8 @@ impl Floor {
             umount2(&path, MntFlags::MNT_DETACH)?;
             Ok(std::fs::remove_file(&path)?)
         })
-        .await?
+        .await??;
+        Ok(ended)
     }
 
     fn cni(&self, verb: &str, i: usize) -> Result<()> {

@@ -19,7 +19,7 @@ fn the_floor_runs_a_round_and_cleans_up() {
     assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
     let round: serde_json::Value = serde_json::from_str(&text).unwrap();
     eprintln!("{round}");
-    for name in ["ordered", "parallel", "replace"] {
+    for name in ["ordered", "parallel", "replace", "gap"] {
         assert!(round[name].as_f64().unwrap() > 0.0, "{round}");
     }
     let left = host.run("ctr", &["-a", &socket, "-n", "berth-floor", "containers", "ls", "-q"]).unwrap();

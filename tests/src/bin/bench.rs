@@ -55,6 +55,7 @@ struct Samples {
     ordered: Vec<f64>,
     parallel: Vec<f64>,
     replace: Vec<f64>,
+    gap: Vec<f64>,
 }
 
 fn bench(rounds: usize, idle_seconds: u64) -> Result<()> {
@@ -76,24 +77,28 @@ fn bench(rounds: usize, idle_seconds: u64) -> Result<()> {
         let base = floor_round(host, &out)?;
         let ordered = start_ten(&cluster, "OrderedReady")?;
         let replace = replace_one(&cluster)?;
+        let gap = update_one(&cluster, host)?;
         delete(&cluster)?;
         let parallel = start_ten(&cluster, "Parallel")?;
         if round < rounds {
             delete(&cluster)?;
         }
         eprintln!(
-            "round {round}: ordered {ordered:.0} ms ({:.0}), parallel {parallel:.0} ms ({:.0}), replace {replace:.0} ms ({:.0})",
+            "round {round}: ordered {ordered:.0} ms ({:.0}), parallel {parallel:.0} ms ({:.0}), replace {replace:.0} ms ({:.0}), update gap {gap:.0} ms ({:.0})",
             base["ordered"].as_f64().unwrap_or(0.0),
             base["parallel"].as_f64().unwrap_or(0.0),
-            base["replace"].as_f64().unwrap_or(0.0)
+            base["replace"].as_f64().unwrap_or(0.0),
+            base["gap"].as_f64().unwrap_or(0.0)
         );
         if round > 0 {
             own.ordered.push(ordered);
             own.parallel.push(parallel);
             own.replace.push(replace);
+            own.gap.push(gap);
             floor.ordered.push(base["ordered"].as_f64().context("floor")?);
             floor.parallel.push(base["parallel"].as_f64().context("floor")?);
             floor.replace.push(base["replace"].as_f64().context("floor")?);
+            floor.gap.push(base["gap"].as_f64().context("floor")?);
         }
     }
 
@@ -116,6 +121,7 @@ fn bench(rounds: usize, idle_seconds: u64) -> Result<()> {
         ("ordered-start-10", &mut own.ordered, &mut floor.ordered),
         ("parallel-start-10", &mut own.parallel, &mut floor.parallel),
         ("replace-pod", &mut own.replace, &mut floor.replace),
+        ("update-gap", &mut own.gap, &mut floor.gap),
     ] {
         let (value, floor) = (median(own), median(floor));
         rows.push(json!({"name": name, "value": round1(value), "unit": "ms", "floor": round1(floor), "ratio": round2(value / floor)}));
@@ -199,20 +205,63 @@ fn start_ten(cluster: &Cluster, policy: &str) -> Result<f64> {
 /// Milliseconds from a pod's deletion being known to its replacement Ready.
 fn replace_one(cluster: &Cluster) -> Result<f64> {
     let old = cluster.kubectl.field("pod ten-9", ".metadata.uid")?;
-    let watch = Watch::start(
-        cluster,
-        "/api/v1/namespaces/default/pods?watch=true&fieldSelector=metadata.name%3Dten-9",
-    )?;
+    let watch = Watch::start(cluster, TEN_9)?;
     cluster.kubectl.run("delete pod ten-9 --wait=false")?;
     let from = watch.until("the deletion", |e| !e["object"]["metadata"]["deletionTimestamp"].is_null())?;
-    let to = watch.until("the replacement Ready", |e| {
-        let object = &e["object"];
-        object["metadata"]["uid"] != old.as_str()
-            && object["status"]["conditions"]
-                .as_array()
-                .is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
-    })?;
+    let to = watch.until("the replacement Ready", |e| ready_again(e, &old))?;
     Ok((to - from).as_secs_f64() * 1000.0)
+}
+
+const TEN_9: &str = "/api/v1/namespaces/default/pods?watch=true&fieldSelector=metadata.name%3Dten-9";
+
+/// Whether an event shows a pod that is Ready and another than before.
+fn ready_again(event: &Value, old: &str) -> bool {
+    let object = &event["object"];
+    object["metadata"]["uid"] != old
+        && object["status"]["conditions"]
+            .as_array()
+            .is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+}
+
+/// Milliseconds from the end of the old process to the new pod Ready, when one pod gets a new image.
+fn update_one(cluster: &Cluster, host: &Host) -> Result<f64> {
+    let kubectl = &cluster.kubectl;
+    kubectl.args(&[
+        "patch",
+        "sts",
+        "ten",
+        "-p",
+        r#"{"spec":{"updateStrategy":{"rollingUpdate":{"partition":9}}}}"#,
+    ])?;
+    let old = kubectl.field("pod ten-9", ".metadata.uid")?;
+    let container = kubectl.field("pod ten-9", ".status.containerStatuses[0].containerID")?;
+    let process = process_of(host, container.trim_start_matches("containerd://"))?;
+    let watch = Watch::start(cluster, TEN_9)?;
+    // Half a millisecond is near enough; not a reader's wake-up but the process itself is looked at.
+    let ended = std::thread::spawn(move || {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !has_ended(process) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        Instant::now()
+    });
+    kubectl.run("set image sts/ten main=busybox:2")?;
+    let ready = watch.until("the updated pod Ready", |e| ready_again(e, &old))?;
+    let ended = ended.join().map_err(|_| anyhow::anyhow!("looking at the old process panicked"))?;
+    Ok(ready.saturating_duration_since(ended).as_secs_f64() * 1000.0)
+}
+
+/// The pid of a container's first process.
+fn process_of(host: &Host, container: &str) -> Result<i32> {
+    let tasks = host.ctr(&["task", "ls"])?;
+    let line = tasks.lines().find(|line| line.starts_with(container)).context("the container has no task")?;
+    line.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()).context("ctr task ls")
+}
+
+/// Gone, or left for its parent to notice.
+fn has_ended(process: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 fn delete(cluster: &Cluster) -> Result<()> {
