@@ -30,7 +30,7 @@ async fn a_manifest_is_applied_shown_diffed_and_deleted() {
     let table = k.ok("get sts").await;
     assert_eq!(lines(&table)[0], ["NAME", "READY", "AGE"]);
     assert_eq!(lines(&table)[1][..2], ["web", "0/3"]);
-    assert_eq!(lines(&k.ok("get statefulsets.apps -o wide").await)[1][3..], ["nginx", "nginx"]);
+    assert_eq!(lines(&k.ok("get statefulsets.apps -o wide").await)[1][3..], ["nginx", "nginx", "<none>"]);
     assert_eq!(k.ok("get sts,svc -o name").await, "statefulset.apps/web\nservice/nginx");
     assert!(k.ok("get all -A").await.contains("statefulset.apps/web"));
     assert!(k.ok("get sts web -o yaml").await.contains("volumeClaimTemplates:"));
