@@ -19,6 +19,7 @@ test: check ## everything that checks the project (root)
 	cargo build --workspace --locked
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	  cargo nextest run --workspace --locked --no-fail-fast; else cargo test --workspace --locked --no-fail-fast; fi
+	@tests/kubectls
 
 check: ## format, lints, dependencies
 	@tests/prepare test

@@ -1,5 +1,5 @@
 //! `kubectl rollout`, `set`, `edit` and `patch` on a StatefulSet, against the API and its loops. The hosts are
-//! played (see `served::cluster`). Takes $KUBECTL, or the kubectl in PATH.
+//! played (see `served::cluster`).
 
 #![allow(clippy::unwrap_used)]
 

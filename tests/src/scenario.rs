@@ -34,7 +34,8 @@ impl Cluster {
     /// Waits until an object is gone.
     pub fn gone(&self, object: &str) -> Result<()> {
         wait::until_true(&format!("{object} gone"), SOON, || {
-            let out = self.kubectl.output(&["get", object], None)?;
+            let args: Vec<&str> = ["get"].into_iter().chain(object.split_whitespace()).collect();
+            let out = self.kubectl.output(&args, None)?;
             if !out.ok && !out.stderr.contains("NotFound") {
                 bail!("{}", out.stderr);
             }

@@ -108,3 +108,76 @@ fn an_unready_lower_ordinal_halts_the_start_and_not_the_deletion() {
     cluster.gone("pod/web-1").unwrap();
     cluster.gone("pod/web-0").unwrap();
 }
+
+/// The names of a set's claims.
+fn claims(cluster: &Cluster) -> String {
+    cluster.kubectl.args(&["get", "pvc", "-o", "jsonpath={.items[*].metadata.name}"]).unwrap()
+}
+
+#[test]
+fn claims_outlive_their_set_unless_it_says_otherwise() {
+    let cluster = Cluster::for_test().unwrap();
+    let kubectl = &cluster.kubectl;
+    let policy = "  persistentVolumeClaimRetentionPolicy: {whenScaled: Delete, whenDeleted: Delete}";
+    let (kept, tidy) = (set("kept", 2, ""), set("tidy", 2, policy));
+    kubectl.apply(&format!("{kept}---\n{tidy}")).unwrap();
+    for name in ["kept", "tidy"] {
+        cluster.settled(name, 2).unwrap();
+    }
+    cluster.sh("kept-1", "echo here > /data/x").unwrap();
+    cluster.sh("tidy-1", "echo gone > /data/x").unwrap();
+
+    kubectl.run("scale sts kept tidy --replicas=1").unwrap();
+    cluster.gone("pvc data-tidy-1").unwrap();
+    cluster.settled("kept", 1).unwrap();
+    assert_eq!(claims(&cluster), "data-kept-0 data-kept-1 data-tidy-0");
+    // The next life of the ordinal finds what its policy says.
+    kubectl.run("scale sts kept tidy --replicas=2").unwrap();
+    for name in ["kept", "tidy"] {
+        cluster.settled(name, 2).unwrap();
+    }
+    assert_eq!(cluster.sh("kept-1", "cat /data/x").unwrap(), "here");
+    assert_eq!(cluster.sh("tidy-1", "ls /data").unwrap(), "");
+
+    kubectl.run("delete sts kept tidy").unwrap();
+    for claim in ["data-tidy-0", "data-tidy-1"] {
+        cluster.gone(&format!("pvc {claim}")).unwrap();
+    }
+    for pod in ["kept-0", "kept-1"] {
+        cluster.gone(&format!("pod {pod}")).unwrap();
+    }
+    assert_eq!(claims(&cluster), "data-kept-0 data-kept-1");
+    kubectl.apply(&kept).unwrap();
+    cluster.settled("kept", 2).unwrap();
+    assert_eq!(cluster.sh("kept-1", "cat /data/x").unwrap(), "here");
+}
+
+#[test]
+fn reserved_ordinals_are_left_out_and_the_others_keep_their_numbers() {
+    let cluster = Cluster::for_test().unwrap();
+    let kubectl = &cluster.kubectl;
+    let pods = || kubectl.args(&["get", "pods", "-o", "jsonpath={.items[*].metadata.name}"]).unwrap();
+    kubectl.apply(&set("web", 3, "")).unwrap();
+    cluster.settled("web", 3).unwrap();
+    let before: Vec<String> = ["web-0", "web-2"].map(|pod| cluster.container_id(pod).unwrap()).into();
+
+    kubectl.run("annotate sts web berth.dev/reserve-ordinals=1,4").unwrap();
+    cluster.gone("pod web-1").unwrap();
+    cluster.ready("web-3").unwrap();
+    cluster.settled("web", 3).unwrap();
+    assert_eq!(pods(), "web-0 web-2 web-3");
+    kubectl.run("scale sts web --replicas=4").unwrap();
+    cluster.ready("web-5").unwrap();
+    cluster.settled("web", 4).unwrap();
+    assert_eq!(pods(), "web-0 web-2 web-3 web-5");
+    let after: Vec<String> = ["web-0", "web-2"].map(|pod| cluster.container_id(pod).unwrap()).into();
+    assert_eq!(after, before, "pods that stay are not touched");
+
+    kubectl.run("annotate sts web berth.dev/reserve-ordinals-").unwrap();
+    cluster.gone("pod web-5").unwrap();
+    cluster.ready("web-1").unwrap();
+    cluster.settled("web", 4).unwrap();
+    assert_eq!(pods(), "web-0 web-1 web-2 web-3");
+    let wrong = kubectl.run("annotate sts web berth.dev/reserve-ordinals=x").unwrap_err().to_string();
+    assert!(wrong.contains("must be ordinals and ranges of them"), "{wrong}");
+}

@@ -149,6 +149,106 @@ fn an_image_that_cannot_be_had_takes_no_pod_down() {
     assert_eq!(images(&cluster), "busybox:2 busybox:2");
 }
 
+/// A set whose roll-outs have a deadline of so many seconds.
+fn with_deadline(replicas: usize, annotations: &str) -> String {
+    let manifest = roaming("web", replicas);
+    manifest.replacen("name: web}", &format!("name: web, annotations: {{{annotations}}}}}"), 1)
+}
+
+/// Makes a revision whose pods never become ready; does not wait for them.
+fn never_ready(cluster: &Cluster) {
+    let probe = serde_json::json!({"exec": {"command": ["false"]}, "periodSeconds": 1});
+    let containers = serde_json::json!([{"name": "main", "readinessProbe": probe}]);
+    let patch = serde_json::json!({"spec": {"template": {"spec": {"containers": containers}}}});
+    cluster.kubectl.args(&["patch", "sts", "web", "-p", &patch.to_string()]).unwrap();
+}
+
+/// The status, reason and message of a set's condition.
+fn condition(cluster: &Cluster, kind: &str) -> (String, String, String) {
+    let field = |field: &str| {
+        let path = format!(".status.conditions[?(@.type==\"{kind}\")].{field}");
+        cluster.kubectl.field("sts web", &path).unwrap()
+    };
+    (field("status"), field("reason"), field("message"))
+}
+
+#[test]
+fn a_revision_that_misses_its_deadline_is_left_by_itself_and_not_tried_again() {
+    let cluster = Cluster::for_test().unwrap();
+    let kubectl = &cluster.kubectl;
+    let annotations = r#"berth.dev/progress-deadline-seconds: "2", berth.dev/auto-rollback: "true""#;
+    kubectl.apply(&with_deadline(2, annotations)).unwrap();
+    kubectl.run("wait sts/web --for=condition=Progressing=true --timeout=60s").unwrap();
+    cluster.settled("web", 2).unwrap();
+    let revision = |field: &str| kubectl.field("sts web", &format!(".status.{field}Revision")).unwrap();
+    let good = revision("update");
+    cluster.becomes("sts web", ".status.currentRevision", &good).unwrap();
+    let lowest = cluster.container_id("web-0").unwrap();
+
+    never_ready(&cluster);
+    kubectl.run("wait sts/web --for=condition=Progressing=false --timeout=60s").unwrap();
+    let bad = revision("update");
+    assert_ne!(bad, good);
+    let (_, reason, message) = condition(&cluster, "Progressing");
+    assert_eq!(reason, "ProgressDeadlineExceeded");
+    assert!(message.contains("web-1") && message.contains("not Ready in 2 s"), "{message}");
+    kubectl.run("wait sts/web --for=condition=RevisionRejected --timeout=60s").unwrap();
+    cluster.event("web", "RevisionRejected", &bad).unwrap();
+    cluster.becomes("sts web", ".metadata.annotations.berth\\.dev/rejected-revision", &bad).unwrap();
+
+    // The pods are back; the one that was never updated never noticed.
+    let at = |pod: &str| kubectl.field(&format!("pod {pod}"), ".metadata.labels.controller-revision-hash");
+    cluster.becomes("pod web-1", ".metadata.labels.controller-revision-hash", &good).unwrap();
+    cluster.settled("web", 2).unwrap();
+    assert_eq!(cluster.container_id("web-0").unwrap(), lowest);
+    let wide = kubectl.run("get sts web -o wide").unwrap();
+    assert!(wide.contains("REJECTED") && wide.contains(&bad), "{wide}");
+    // What was applied stays as it was applied.
+    let probe = ".spec.template.spec.containers[0].readinessProbe.exec.command[0]";
+    assert_eq!(kubectl.field("sts web", probe).unwrap(), "false");
+
+    // Nothing that happens to pods or controller makes it try again.
+    cluster.signal_controller(nix::sys::signal::Signal::SIGKILL).unwrap();
+    cluster.start_controller().unwrap();
+    kubectl.run("delete pod web-1").unwrap();
+    cluster.settled("web", 2).unwrap();
+    assert_eq!(at("web-1").unwrap(), good);
+    assert_eq!(condition(&cluster, "RevisionRejected").0, "True");
+
+    // Another template is another matter.
+    kubectl.run("rollout undo sts/web").unwrap();
+    kubectl.run("set image sts/web main=busybox:2").unwrap();
+    rolled_out(&cluster);
+    kubectl.run("wait sts/web --for=condition=Progressing=true --timeout=60s").unwrap();
+    assert_eq!(images(&cluster), "busybox:2 busybox:2");
+    cluster.becomes("sts web", ".metadata.annotations.berth\\.dev/rejected-revision", "").unwrap();
+    assert_eq!(condition(&cluster, "RevisionRejected").0, "");
+}
+
+#[test]
+fn a_deadline_alone_stops_the_rollout_and_says_why() {
+    let cluster = Cluster::for_test().unwrap();
+    let kubectl = &cluster.kubectl;
+    kubectl.apply(&with_deadline(2, r#"berth.dev/progress-deadline-seconds: "2""#)).unwrap();
+    cluster.settled("web", 2).unwrap();
+    let lowest = cluster.container_id("web-0").unwrap();
+    never_ready(&cluster);
+    kubectl.run("wait sts/web --for=condition=Progressing=false --timeout=60s").unwrap();
+    let (_, reason, message) = condition(&cluster, "Progressing");
+    assert_eq!(reason, "ProgressDeadlineExceeded");
+    assert!(message.contains("web-1"), "{message}");
+    cluster.event("web", "ProgressDeadlineExceeded", "web-1").unwrap();
+    // It waits there for a person: the pod can be looked into, the other ones serve.
+    assert!(!kubectl.run("get pod web-1").unwrap().contains("Terminating"));
+    assert_eq!(condition(&cluster, "RevisionRejected").0, "");
+    assert_eq!(cluster.container_id("web-0").unwrap(), lowest);
+    kubectl.run("rollout undo sts/web").unwrap();
+    rolled_out(&cluster);
+    kubectl.run("wait sts/web --for=condition=Progressing=true --timeout=60s").unwrap();
+    assert_eq!(condition(&cluster, "Progressing").1, "NewRevisionAvailable");
+    assert_eq!(cluster.container_id("web-0").unwrap(), lowest);
+}
+
 #[test]
 fn on_delete_a_pod_is_updated_when_somebody_deletes_it() {
     let cluster = Cluster::for_test().unwrap();

@@ -57,7 +57,17 @@ spec:
           storage: 1Gi
 "#;
 
-/// The real kubectl and a server for it. Takes $KUBECTL, or the kubectl in PATH.
+/// $KUBECTL, the one that `tests/prepare` chose, or the first in PATH.
+fn program() -> PathBuf {
+    let chosen = || {
+        let exe = std::env::current_exe().ok()?;
+        // target/<profile>/deps/<test>
+        Some(exe.ancestors().nth(3)?.join("tools/kubectl")).filter(|path| path.exists())
+    };
+    std::env::var_os("KUBECTL").map(PathBuf::from).or_else(chosen).unwrap_or_else(|| "kubectl".into())
+}
+
+/// The real kubectl and a server for it.
 pub struct Kubectl {
     pub server: Served,
     web: PathBuf,
@@ -75,7 +85,7 @@ impl Kubectl {
     }
 
     pub fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into()));
+        let mut command = Command::new(program());
         // Its cache of discovery must not outlive the server.
         command
             .env("KUBECONFIG", self.server.kubeconfig())
