@@ -1,5 +1,7 @@
 //! The main job on real containerd: identity, order, claims.
 
+#![allow(clippy::unwrap_used)]
+
 use berth_tests::cluster::Cluster;
 use berth_tests::scenario::set;
 use serde_json::Value;
