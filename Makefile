@@ -17,9 +17,9 @@ demo-down: ## removes every trace of the demo
 
 test: check ## everything that checks the project (root)
 	cargo build --workspace --locked
+	@tests/kubectls
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	  cargo nextest run --workspace --locked --no-fail-fast; else cargo test --workspace --locked --no-fail-fast; fi
-	@tests/kubectls
 
 check: ## format, lints, dependencies
 	@tests/prepare test
