@@ -1,7 +1,7 @@
 # Thin on purpose: each target is a line or two onto cargo. See README.md.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo demo-down test check bench
+.PHONY: demo demo-down test check bench deb
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -31,3 +31,8 @@ bench: ## how fast and how small, against plain containerd (root)
 	@tests/prepare test
 	cargo build --release --locked
 	@$(TARGET)/release/bench
+
+deb: ## Debian packages of both daemons, in target/debian
+	@tests/prepare deb
+	cargo build --release --locked
+	systemd/deb $(TARGET)/release $(TARGET)/debian

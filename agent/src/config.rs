@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::cgroup;
+
 const DATA_DIR: &str = "/var/lib/berth";
 const RUN_DIR: &str = "/run/berth";
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
-const CGROUP: &str = "/berth";
 /// As the kubelet's.
 const MAX_PODS: u32 = 110;
 
@@ -83,8 +84,9 @@ pub struct Given {
     /// containerd's snapshotter [default: overlayfs]
     #[arg(long, value_name = "NAME")]
     pub snapshotter: Option<String>,
-    /// Where pods' cgroups are, below the cgroup root; this agent's alone [default: /berth]
-    #[arg(long, value_name = "PATH")]
+    /// Where pods' cgroups are, this agent's alone: a slice of systemd or a path below the cgroup root [default:
+    /// berth.slice where systemd is the init and cgroups are of version 2, else /berth]
+    #[arg(long, value_name = "SLICE|PATH")]
     pub cgroup_parent: Option<String>,
     /// Where CNI plugins are (repeatable) [default: /opt/cni/bin, /usr/lib/cni]
     #[arg(long = "cni-bin-dir", value_name = "DIR")]
@@ -114,7 +116,7 @@ pub struct Settings {
     pub insecure_registries: Vec<String>,
     /// (registry, mirror).
     pub registry_mirrors: Vec<(String, String)>,
-    /// Below the cgroup root, e.g. `/berth`.
+    /// `berth.slice`, or a path below the cgroup root, e.g. `/berth`.
     pub cgroup_parent: String,
     pub snapshotter: Option<String>,
     pub cni_bin_dirs: Vec<PathBuf>,
@@ -171,7 +173,10 @@ impl Given {
                 .map(|one| mirror(one))
                 .collect::<Result<_, _>>()?,
             snapshotter: self.snapshotter.or(file.snapshotter),
-            cgroup_parent: self.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| CGROUP.to_owned()),
+            cgroup_parent: self
+                .cgroup_parent
+                .or(file.cgroup_parent)
+                .unwrap_or_else(|| cgroup::usual_parent().to_owned()),
             cni_bin_dirs: several(self.cni_bin_dir, file.cni_bin_dir),
             cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir),
             log_writer: self.log_writer.or(file.log_writer),
@@ -242,6 +247,28 @@ mod tests {
         ] {
             let error = given.over(Given::default(), "host").unwrap_err();
             assert!(error.to_string().starts_with(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_example_explains_every_setting() {
+        const EXAMPLE: &str = include_str!("../../systemd/agent.toml");
+        // What is commented out is a setting if no blank follows the sign.
+        let all: String = EXAMPLE
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(setting) if !setting.starts_with(' ') => format!("{setting}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        toml::from_str::<Given>(&all).unwrap();
+        toml::from_str::<Given>(EXAMPLE).unwrap();
+        // The parser's own words name all keys there are.
+        let refused = toml::from_str::<Given>("no-such-key = 1").unwrap_err().to_string();
+        let expected = refused.split_once("expected").unwrap().1;
+        for key in expected.split('`').skip(1).step_by(2).filter(|key| !all.contains(&format!("[[{key}]]"))) {
+            let explained = all.lines().any(|line| line.starts_with(&format!("{key} = ")));
+            assert!(explained, "systemd/agent.toml does not explain {key}");
         }
     }
 }

@@ -23,6 +23,8 @@ use tracing::{info, warn};
 
 /// Between attempts to join while the controller does not answer.
 const JOIN_PAUSE: Duration = Duration::from_secs(2);
+/// What ending takes apart from the pods.
+const SLACK: Duration = Duration::from_secs(30);
 
 #[derive(Parser)]
 #[command(version, about = "Runs StatefulSets on plain Linux hosts: the agent of a host")]
@@ -103,6 +105,8 @@ async fn run(settings: Settings) -> Result<()> {
     }
     runtime.insecure_registries.clone_from(&settings.insecure_registries);
     runtime.registry_mirrors.clone_from(&settings.registry_mirrors);
+    let cgroups = Cgroups::open(&settings.cgroup_parent).await.context("cgroups (--cgroup-parent)")?;
+    runtime.systemd_cgroups = cgroups.through_systemd();
     let runtime = Runtime::connect(runtime).await.context("containerd")?;
     let mut network = NetworkConfig::new(&settings.run_dir);
     if !settings.cni_bin_dirs.is_empty() {
@@ -112,7 +116,6 @@ async fn run(settings: Settings) -> Result<()> {
         network.cni_conf_dir.clone_from(dir);
     }
     let network = Network::open(network).await.context("the network")?;
-    let cgroups = Cgroups::open(&settings.cgroup_parent).await.context("cgroups")?;
     let addresses = node_status::addresses(&settings.node_ips, &settings.controller);
     let host_ports = HostPorts::default();
     let (host_ips, mtu) = (addresses.clone(), network.mtu_sender());
@@ -157,20 +160,30 @@ async fn run(settings: Settings) -> Result<()> {
         controller: settings.controller,
         credentials,
         node: settings.node_name,
-        pods,
+        pods: pods.clone(),
         runtime,
         network: known,
         status: watched,
     };
-    let session = tokio::spawn(session.run(shutdown.clone()));
+    let talk = shutdown.child_token();
+    let session = tokio::spawn(session.run(talk.clone()));
     service::ready();
 
     let signal = tokio::select! {
         signal = ended => signal,
         never = service::watchdog() => match never {},
     };
-    info!(signal, "ending; the pods run on");
     service::stopping();
+    talk.cancel();
+    if service::host_stops().await {
+        // Names and Services are there until the last pod has ended.
+        let farewell = pods.farewell();
+        info!(signal, pods = farewell.pods(), at_most = ?farewell.limit(), "the host is shut down: its pods end first");
+        service::takes(farewell.limit() + SLACK);
+        farewell.run().await;
+    } else {
+        info!(signal, "ending; the pods run on");
+    }
     shutdown.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(5), async { tokio::join!(watching, session, keeping) })
         .await;

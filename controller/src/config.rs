@@ -205,4 +205,30 @@ mod tests {
         let relative = "[[provisioner]]\nname = 'a'\ndirectory = 'a'\n";
         assert!(refused(relative).contains("absolute"));
     }
+
+    #[test]
+    fn the_example_explains_every_setting() {
+        const EXAMPLE: &str = include_str!("../../systemd/controller.toml");
+        // What is commented out is a setting if no blank follows the sign.
+        let all: String = EXAMPLE
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(setting) if !setting.starts_with(' ') => format!("{setting}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        parse(&all).unwrap();
+        parse(EXAMPLE).unwrap();
+        for block in &["", "[[provisioner]]\n"] {
+            // The parser's own words name all keys there are.
+            let refused = parse(&format!("{block}no-such-key = 1")).unwrap_err();
+            let expected = refused.split_once("expected").unwrap().1;
+            for key in
+                expected.split('`').skip(1).step_by(2).filter(|key| !all.contains(&format!("[[{key}]]")))
+            {
+                let explained = all.lines().any(|line| line.starts_with(&format!("{key} = ")));
+                assert!(explained, "systemd/controller.toml does not explain {key}");
+            }
+        }
+    }
 }

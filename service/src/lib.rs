@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, IsTerminal as _};
+use std::process::Stdio;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -71,6 +72,33 @@ pub fn reloading() {
 /// The service manager hears that the end has begun.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
+}
+
+/// The service manager hears that this end takes up to so long.
+pub fn takes(time: Duration) {
+    let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::ExtendTimeoutUsec(micros)]);
+}
+
+/// Whether the whole host is being shut down, and not only this service stopped. Asked when the service is to end.
+pub async fn host_stops() -> bool {
+    // Somebody who runs the daemon by hand means the daemon.
+    if std::env::var_os("INVOCATION_ID").is_none() {
+        return false;
+    }
+    let mut command = tokio::process::Command::new("systemctl");
+    command.arg("is-system-running").stdin(Stdio::null()).kill_on_drop(true);
+    match tokio::time::timeout(Duration::from_secs(10), command.output()).await {
+        Ok(Ok(output)) => output.stdout.trim_ascii() == b"stopping",
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "systemctl is-system-running");
+            false
+        }
+        Err(_) => {
+            tracing::warn!("systemctl is-system-running does not answer");
+            false
+        }
+    }
 }
 
 fn tell(what: &[NotifyState]) {

@@ -1,7 +1,9 @@
-//! One cgroup per pod, on plain cgroupfs v1 or v2. Containers' cgroups are made by runc below it.
+//! One cgroup per pod: a slice of systemd where it is the host's init, a plain directory of cgroupfs (v1 or v2) elsewhere.
+//! Containers' cgroups are made by runc below it.
 //!
 //! It must never touch a cgroup outside its own parent.
 
+mod systemd;
 mod tree;
 
 use std::{
@@ -12,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use systemd::Slices;
 use tokio::time::Instant;
 use tree::{Hierarchy, hierarchies};
 
@@ -53,12 +56,28 @@ pub struct Cgroups {
 struct Inner {
     /// Absolute below the cgroup root, without a slash at the end.
     parent: String,
+    /// If systemd makes the pods' cgroups.
+    slices: Option<Slices>,
     hierarchies: Vec<Hierarchy>,
 }
 
+/// Where pods' cgroups go if nobody says: to systemd, if it is the init of this host and its cgroups are of version 2.
+pub fn usual_parent() -> &'static str {
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    if unified && Path::new("/run/systemd/system").exists() { "berth.slice" } else { "/berth" }
+}
+
 impl Cgroups {
-    /// `parent`: a path below the cgroup root, e.g. `/berth`.
+    /// `parent`: a slice of systemd, e.g. `berth.slice`, or a path below the cgroup root, e.g. `/berth`.
     pub async fn open(parent: &str) -> Result<Cgroups, CgroupError> {
+        let slices = match parent.ends_with(".slice") && !parent.contains('/') {
+            true => {
+                let no_slice = || CgroupError::new("cgroup parent", format!("{parent:?} is no slice's name"));
+                Some(Slices::below(parent).ok_or_else(no_slice)?)
+            }
+            false => None,
+        };
+        let parent = slices.as_ref().map_or_else(|| parent.to_owned(), Slices::path);
         let parent = format!("/{}", parent.trim_matches('/'));
         if parent == "/" || parent.split('/').any(|part| part == "." || part == "..") {
             return Err(CgroupError::new(
@@ -70,12 +89,25 @@ impl Cgroups {
         if hierarchies.is_empty() {
             return Err(CgroupError::new("cgroups", "none are mounted: mount cgroup2 on /sys/fs/cgroup"));
         }
-        Ok(Cgroups { inner: Arc::new(Inner { parent, hierarchies }) })
+        if slices.is_some() && !hierarchies.iter().all(|hierarchy| hierarchy.v2) {
+            let remedy = "slices need cgroups of version 2 alone: boot with systemd.unified_cgroup_hierarchy=1, or set \
+                          cgroup-parent to a path such as /berth";
+            return Err(CgroupError::new("cgroup parent", remedy));
+        }
+        Ok(Cgroups { inner: Arc::new(Inner { parent, slices, hierarchies }) })
+    }
+
+    /// Whether runc is to ask systemd for containers' cgroups ([`crate::runtime::RuntimeConfig::systemd_cgroups`]).
+    pub fn through_systemd(&self) -> bool {
+        self.inner.slices.is_some()
     }
 
     /// The cgroup path of a container, for [`crate::runtime::ContainerSpec::cgroup_path`].
     pub fn container_path(&self, uid: &str, container_id: &str) -> String {
-        format!("{}/{container_id}", self.inner.pod_path(uid))
+        match &self.inner.slices {
+            Some(slices) => slices.container_path(uid, container_id),
+            None => format!("{}/{container_id}", self.inner.pod_path(uid)),
+        }
     }
 
     /// Makes the pod's cgroup, or sets the limits of the one that is there.
@@ -145,7 +177,10 @@ impl Cgroups {
 
 impl Inner {
     fn pod_path(&self, uid: &str) -> String {
-        format!("{}/pod{uid}", self.parent)
+        match &self.slices {
+            Some(slices) => slices.pod_path(uid),
+            None => format!("{}/pod{uid}", self.parent),
+        }
     }
 
     /// The pod's directory in each hierarchy.
@@ -155,6 +190,9 @@ impl Inner {
     }
 
     fn make(&self, uid: &str, limits: &PodLimits) -> Result<(), CgroupError> {
+        if let Some(slices) = &self.slices {
+            return slices.make(uid, limits).map_err(|error| CgroupError::new(slices.unit(uid), error));
+        }
         // In all hierarchies, also where nothing is limited: then the parent is never empty, and so never removed, while
         // runc makes a container below it.
         for (hierarchy, dir) in self.dirs(uid) {
@@ -176,6 +214,13 @@ impl Inner {
     }
 
     fn remove(&self, uid: &str) -> Result<(), CgroupError> {
+        if let Some(slices) = &self.slices {
+            if self.dirs(uid).any(|(_, dir)| dir.exists()) {
+                slices.remove(uid).map_err(|error| CgroupError::new(slices.unit(uid), error))?;
+            }
+            // systemd does it in its own time; whoever is faster.
+            return self.dirs(uid).try_for_each(|(_, dir)| tree::remove(&dir).map_err(at(&dir)));
+        }
         for (hierarchy, dir) in self.dirs(uid) {
             tree::remove(&dir).map_err(at(&dir))?;
             // The parents too once they are empty; whoever is faster makes them again.
@@ -194,7 +239,10 @@ impl Inner {
         for hierarchy in &self.hierarchies {
             let dir = hierarchy.dir(&self.parent);
             for name in tree::children(&dir).map_err(at(&dir))? {
-                uids.extend(name.strip_prefix("pod").map(str::to_owned));
+                uids.extend(match &self.slices {
+                    Some(slices) => slices.uid_of(&name),
+                    None => name.strip_prefix("pod").map(str::to_owned),
+                });
             }
         }
         Ok(uids.into_iter().collect())
@@ -228,18 +276,19 @@ fn settings(hierarchy: &Hierarchy, limits: &PodLimits) -> Vec<(&'static str, Str
     all
 }
 
-/// Whether the kernel killed a process of this container for want of memory. False when nobody can say.
-pub(crate) async fn oom_killed(container_path: &str) -> bool {
-    let path = container_path.to_owned();
-    let look = move || -> io::Result<bool> {
+/// How many processes of this container (of its pod, where systemd makes the cgroups) the kernel has killed for want of
+/// memory. 0 when nobody can say. `path`: as in the container's specification.
+pub(crate) async fn oom_kills(path: &str) -> u64 {
+    let path = systemd::directory_of(path);
+    let look = move || -> io::Result<u64> {
         let all = hierarchies()?;
-        let Some(hierarchy) = all.iter().find(|hierarchy| hierarchy.has("memory")) else { return Ok(false) };
+        let Some(hierarchy) = all.iter().find(|hierarchy| hierarchy.has("memory")) else { return Ok(0) };
         let file = if hierarchy.v2 { "memory.events" } else { "memory.oom_control" };
         let text = std::fs::read_to_string(hierarchy.dir(&path).join(file))?;
         let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        Ok(kills.is_some_and(|kills| kills.trim() != "0"))
+        Ok(kills.and_then(|kills| kills.trim().parse().ok()).unwrap_or(0))
     };
-    tokio::task::spawn_blocking(move || look().unwrap_or(false)).await.unwrap_or(false)
+    tokio::task::spawn_blocking(move || look().unwrap_or(0)).await.unwrap_or(0)
 }
 
 /// None where there is nothing to watch (any more).

@@ -68,6 +68,8 @@ pub struct View {
     pub instances: BTreeMap<String, Instance>,
     /// Containers the assignment names.
     pub names: Vec<String>,
+    /// None for what nothing is known of.
+    pub assignment: Option<Arc<Assignment>>,
 }
 
 /// An instance of a container, as the front needs it.
@@ -334,6 +336,7 @@ impl Driver {
         let mut view = self.shared.view();
         view.gone = self.observed.gone;
         view.stopping = self.observed.stop.is_some();
+        view.assignment = (!self.unknown).then(|| self.assignment.clone());
         if view.names.is_empty() || news.is_some() {
             let specs = self.assignment.init_containers.iter().chain(&self.assignment.containers);
             view.names = specs.map(|spec| spec.name.clone()).collect();

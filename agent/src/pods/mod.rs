@@ -8,6 +8,7 @@ mod adopt;
 mod clock;
 mod driver;
 mod etc;
+mod farewell;
 mod host;
 mod outbox;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use tokio::task::AbortHandle;
 
 pub use clock::Clock;
 use driver::{Driver, Shared, Surroundings};
+pub use farewell::Farewell;
 pub use host::{FoundContainer, Host, RealHost, Subjects, Survey, labels};
 pub use outbox::Outbox;
 

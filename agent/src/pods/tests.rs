@@ -22,6 +22,8 @@ struct Memory {
     sandboxes: Mutex<BTreeSet<String>>,
     /// Pods whose volumes never come.
     dead: Mutex<BTreeSet<String>>,
+    /// Pods that only KILL ends.
+    deaf: Mutex<BTreeSet<String>>,
     forgotten: Mutex<Vec<String>>,
 }
 
@@ -69,6 +71,7 @@ impl Host for Memory {
                     })
                 });
             }
+            Step::Signal { kill: false, .. } if self.deaf.lock().unwrap().contains(&pod.uid) => Outcome::Done,
             Step::Signal { container, attempt, .. } => {
                 self.exit(&pod.uid, container, *attempt, 143);
                 Outcome::Done
@@ -376,4 +379,49 @@ async fn the_state_on_disk_names_the_pod_before_its_container_is_made() {
     .unwrap();
     let state = std::fs::read_to_string(dir.path().join("state.json")).unwrap();
     assert!(state.contains("\"one\""), "{state}");
+}
+
+#[tokio::test]
+async fn a_host_that_is_shut_down_ends_its_pods_from_the_highest_ordinal_and_starts_them_when_it_is_back() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
+    let pods = open(dir.path(), &host).await;
+    for n in [2, 10, 9] {
+        pods.apply(named(&format!("web-{n}"), &format!("uid-{n}")));
+        ready(&pods, &format!("uid-{n}")).await;
+    }
+    let farewell = pods.farewell();
+    assert_eq!(farewell.pods(), 3);
+    assert_eq!(
+        farewell.limit(),
+        Duration::from_secs(3 * 40),
+        "each has its grace, and a moment to be killed in"
+    );
+    timeout(PATIENCE, farewell.run()).await.unwrap();
+    let begun = host.begun.lock().unwrap().clone();
+    let signalled =
+        |(uid, step): &(String, Step)| matches!(step, Step::Signal { kill: false, .. }).then(|| uid.clone());
+    let order: Vec<String> = begun.iter().filter_map(signalled).collect();
+    assert_eq!(order, ["uid-10", "uid-9", "uid-2"]);
+    assert!(!begun.iter().any(|(_, step)| matches!(step, Step::Remove { .. } | Step::RemoveSandbox)));
+
+    drop(pods);
+    host.containers.lock().unwrap().clear();
+    let pods = open(dir.path(), &host).await;
+    assert_eq!(pods.inventory().len(), 3);
+    assert!(pods.inventory().iter().all(|pod| !pod.stopped), "they are this host's still");
+    pods.apply(named("web-2", "uid-2"));
+    ready(&pods, "uid-2").await;
+}
+
+#[tokio::test]
+async fn what_outstays_its_grace_when_the_host_is_shut_down_is_killed() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
+    let pods = open(dir.path(), &host).await;
+    pods.apply(Assignment { termination_grace_seconds: 1, ..named("deaf-0", "deaf") });
+    ready(&pods, "deaf").await;
+    host.deaf.lock().unwrap().insert("deaf".into());
+    let begun = Instant::now();
+    timeout(PATIENCE, pods.farewell().run()).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert_eq!(host.begun(|step| matches!(step, Step::Signal { kill: true, .. })), 1);
 }

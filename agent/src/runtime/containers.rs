@@ -18,6 +18,7 @@ use containerd_client::services::v1::{
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{Process, Spec};
+use prost::Message as _;
 
 use super::{
     ContainerInfo, ContainerSpec, Exit, LogTarget, Runtime, RuntimeError, Target, TaskState,
@@ -35,6 +36,18 @@ const STOP_SIGNAL_LABEL: &str = "io.containerd.image.config.stop-signal";
 /// What is known of processes is kept for this many containers at most.
 const MAX_PROCESSES: usize = 1000;
 
+/// The shim's options that matter here (containerd's `api/types/runc/options/oci.proto`).
+#[derive(Clone, PartialEq, prost::Message)]
+struct RuncOptions {
+    #[prost(bool, tag = "9")]
+    systemd_cgroup: bool,
+}
+
+fn systemd_cgroups() -> prost_types::Any {
+    let value = RuncOptions { systemd_cgroup: true }.encode_to_vec();
+    prost_types::Any { type_url: "containerd.runc.v1.Options".into(), value }
+}
+
 impl Runtime {
     /// Makes the container up to the point where [`Runtime::start`] only has to let go of it: snapshot, record,
     /// shim, namespaces, mounts. May run at the same time as [`crate::network::Network::attach`]; namespaces and
@@ -51,7 +64,10 @@ impl Runtime {
             id: spec.id.clone(),
             labels,
             image: spec.image.name.clone(),
-            runtime: Some(container::Runtime { name: self.inner.config.shim.clone(), options: None }),
+            runtime: Some(container::Runtime {
+                name: self.inner.config.shim.clone(),
+                options: self.inner.config.systemd_cgroups.then(systemd_cgroups),
+            }),
             spec: Some(prost_types::Any { type_url: SPEC_TYPE.into(), value: encoded }),
             snapshotter: self.inner.config.snapshotter.clone(),
             snapshot_key: spec.id.clone(),
@@ -118,16 +134,24 @@ impl Runtime {
     /// Waits for the end of a container that was created. Sits through restarts of containerd. A container that
     /// has no task (any more) has ended: exit 255, unknown.
     pub async fn wait(&self, id: &str) -> Result<Exit, RuntimeError> {
+        // A scope of systemd is gone with its last process: there the pod's kills are counted, before and after.
+        let before = match self.inner.config.systemd_cgroups {
+            true => self.oom_kills(id).await,
+            false => 0,
+        };
         let answer = self.wait_process(id, "").await?;
         let Some(answer) = answer else { return Ok(Exit::lost()) };
         let mut exit = Exit::from_wait(&answer);
         // Only a killed one can have been killed for want of memory, and nobody else pays for the look.
-        if exit.code == 137
-            && let Ok(Some(path)) = self.cgroup_path(id).await
-        {
-            exit.oom_killed = crate::cgroup::oom_killed(&path).await;
-        }
+        exit.oom_killed = exit.code == 137 && self.oom_kills(id).await > before;
         Ok(exit)
+    }
+
+    async fn oom_kills(&self, id: &str) -> u64 {
+        match self.cgroup_path(id).await {
+            Ok(Some(path)) => crate::cgroup::oom_kills(&path).await,
+            _ => 0,
+        }
     }
 
     /// None: containerd does not know it (any more).

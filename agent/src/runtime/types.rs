@@ -28,6 +28,8 @@ pub struct RuntimeConfig {
     pub registry_mirrors: Vec<(String, String)>,
     /// How many images may be pulled at a time.
     pub parallel_pulls: usize,
+    /// runc asks systemd for cgroups: containers' cgroup paths are in its words then.
+    pub systemd_cgroups: bool,
 }
 
 impl RuntimeConfig {
@@ -48,6 +50,7 @@ impl RuntimeConfig {
             insecure_registries: Vec::new(),
             registry_mirrors: Vec::new(),
             parallel_pulls: 3,
+            systemd_cgroups: false,
         }
     }
 }
