@@ -1,11 +1,13 @@
 //! What end-to-end tests say again and again, in one place.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::Cluster;
-use crate::wait;
+use crate::cluster::{self, Cluster};
+use crate::host::Host;
+use crate::{image, wait};
 
 /// How long anything that should happen may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -73,6 +75,51 @@ impl Cluster {
     /// Runs a shell line in a pod.
     pub fn sh(&self, pod: &str, line: &str) -> Result<String> {
         Ok(self.kubectl.args(&["exec", pod, "--", "sh", "-c", line])?.trim_end().to_owned())
+    }
+
+    /// Waits until a shell line in a pod prints this and nothing else.
+    pub fn prints(&self, pod: &str, line: &str, wanted: &str) -> Result<()> {
+        let mut last = String::new();
+        wait::until_true(&format!("{pod}: {line} prints {wanted:?}"), SOON, || {
+            last = self.sh(pod, line).unwrap_or_else(|e| e.to_string());
+            Ok(last == wanted)
+        })
+        .with_context(|| format!("it was {last:?}"))
+    }
+
+    /// The address of a pod.
+    pub fn ip(&self, pod: &str) -> Result<String> {
+        self.kubectl.field(&format!("pod {pod}"), ".status.podIP")
+    }
+
+    /// The host a pod is on.
+    pub fn host_of(&self, pod: &str) -> Result<&Host> {
+        self.host_named(&self.kubectl.field(&format!("pod {pod}"), ".spec.nodeName")?)
+    }
+
+    /// Has the images of `examples/` on every host, where a `latest` one is pulled from.
+    pub fn offer_the_examples_images(&self) -> Result<()> {
+        let images = cluster::images_dir()?;
+        let redis = image::redis(&images)?;
+        let web = image::web(&images)?;
+        for host in &self.hosts {
+            host.import(&redis)?;
+            for archive in &web {
+                host.import(archive)?;
+            }
+            // Their images are `latest`, which is pulled always: this registry is the host's mirror of docker.io.
+            host.start_registry(false)?;
+            for name in ["library/httpd:latest", "library/nginx:latest", "luksa/kubia-pet:latest"] {
+                host.push(&format!("docker.io/{name}"), name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies a file of `examples/`, unchanged.
+    pub fn apply_example(&self, name: &str) -> Result<String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+        self.kubectl.apply(&std::fs::read_to_string(&path).with_context(|| path.display().to_string())?)
     }
 
     /// uid of an object.

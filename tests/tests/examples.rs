@@ -1,30 +1,14 @@
 //! Every manifest in examples/ applies as it is and runs.
 
-use std::path::Path;
-
-use berth_tests::cluster::{self, Cluster};
-use berth_tests::{image, wait};
+use berth_tests::cluster::Cluster;
+use berth_tests::wait;
 
 #[test]
 fn the_examples_apply_unchanged_and_each_pod_keeps_its_own_page() {
     let cluster = Cluster::for_test().unwrap();
     let kubectl = &cluster.kubectl;
-    let host = cluster.host().unwrap();
-    let images = cluster::images_dir().unwrap();
-    host.import(&image::redis(&images).unwrap()).unwrap();
-    for archive in image::web(&images).unwrap() {
-        host.import(&archive).unwrap();
-    }
-    // Their images are `latest`, which is pulled always: this registry is the hosts' mirror of docker.io.
-    host.start_registry(false).unwrap();
-    for name in ["library/httpd:latest", "library/nginx:latest", "luksa/kubia-pet:latest"] {
-        host.push(&format!("docker.io/{name}"), name).unwrap();
-    }
-    let apply = |name: &str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
-        let text = std::fs::read_to_string(&path).unwrap();
-        kubectl.apply(&text).unwrap()
-    };
+    cluster.offer_the_examples_images().unwrap();
+    let apply = |name: &str| cluster.apply_example(name).unwrap();
     for name in ["classes.yaml", "httpd-class.yaml", "httpd-rbac.yaml"] {
         apply(name);
     }
@@ -68,11 +52,7 @@ fn the_examples_apply_unchanged_and_each_pod_keeps_its_own_page() {
     assert_eq!(std::fs::read_to_string(directory.join("index.html")).unwrap().trim(), "page of web-0");
 
     assert_eq!(cluster.sh("redis-pv-sts-0", "redis-cli set k v && redis-cli get k").unwrap(), "OK\nv");
-    let answer = kubectl.apply(
-        &std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/redis.yaml"))
-            .unwrap(),
-    );
-    answer.unwrap();
+    apply("redis.yaml");
     cluster.settled("redis", 2).unwrap();
     // Applying again changes nothing. (kubectl says "configured": it compares with the defaults filled in.)
     let before = cluster.kubectl.field("sts web", ".metadata.resourceVersion").unwrap();
