@@ -34,7 +34,8 @@ fn the_examples_behave_on_three_hosts_as_on_one() {
 /// `nslookup`, `ping` and HTTP by `pod.service`.
 fn every_pod_is_found_by_its_name_from_every_host(cluster: &Cluster) {
     for from in ["web-0", "web-1", "web-2"] {
-        for (set, service) in [("web", "nginx"), ("kubia", "kubia-svc"), ("statefulset-test", "headless-svc")] {
+        for (set, service) in [("web", "nginx"), ("kubia", "kubia-svc"), ("statefulset-test", "headless-svc")]
+        {
             for pod in (0..3).map(|n| format!("{set}-{n}")) {
                 let ip = cluster.ip(&pod).unwrap();
                 // This nslookup takes a name with a dot for a whole one.
