@@ -1,6 +1,8 @@
 //! The examples on three hosts: node1 and node2 on one segment, node3 behind a router. What they say of
 //! themselves holds wherever the pods are.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 
 use berth_tests::cluster::Cluster;
