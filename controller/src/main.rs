@@ -136,7 +136,9 @@ async fn run(settings: Settings) -> Result<()> {
     let store = Store::open(&data_dir.join("berth.db"))?;
     let api = listen(settings.listen, "listen").await?;
     let agents = listen(settings.agent_listen, "agent-listen").await?;
-    let names = ServerNames::of_this_host(&settings.cluster_domain, &settings.advertise);
+    // Pods reach the API at a Service's address.
+    let advertised = settings.advertise.iter().cloned().chain([service_cidr.first().to_string()]);
+    let names = ServerNames::of_this_host(&settings.cluster_domain, &advertised.collect::<Vec<_>>());
     let pki = Pki::open(data_dir, &names, api.local_addr()?)?;
     let tls = pki.server_config(&["h2", "http/1.1"])?;
     let agents_tls = pki.server_config(&["h2"])?;
@@ -147,6 +149,10 @@ async fn run(settings: Settings) -> Result<()> {
     let objects = Objects::new(store.clone(), Schema::get()).with(allocations);
     first_start(&objects).await.context("what a new controller begins with could not be stored")?;
     services::repair(&objects).await.context("the Services' addresses could not be looked through")?;
+    let reached_at = services::kubernetes::reached_at(settings.listen, &settings.advertise);
+    services::kubernetes::publish(&objects, service_cidr, reached_at, api.local_addr()?.port())
+        .await
+        .context("the Service kubernetes could not be written")?;
     let services = Services::new(objects.clone());
     let (events, recorded) = Events::new();
     let provisioners = Provisioners::new(settings.provisioners.clone());

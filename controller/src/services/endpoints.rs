@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{Inner, Services, lock};
-use crate::objects::{DeleteOptions, Options, key};
+use crate::objects::{DeleteOptions, Objects, Options, key};
 use crate::reconcile::queue::{Next, Outcome};
 use crate::store::{Object, Scope};
 
@@ -67,16 +67,16 @@ async fn reconcile(inner: &Inner, name: &Named) -> Outcome {
     }
     lock(&inner.written).insert(name.clone(), Instant::now());
     let labels = &stored.value()["metadata"]["labels"];
-    put(inner, &ENDPOINTS, made::endpoints(&service, labels, &backends)).await?;
+    put(objects, &ENDPOINTS, made::endpoints(&service, labels, &backends)).await?;
     let mut slices = made::slices(&service, labels, &backends);
     for there in own_slices(inner, name) {
         match slices.remove(&there.key.name) {
-            Some(wanted) => put(inner, &ENDPOINT_SLICE, wanted).await?,
+            Some(wanted) => put(objects, &ENDPOINT_SLICE, wanted).await?,
             None => delete(inner, &ENDPOINT_SLICE, &there).await?,
         }
     }
     for wanted in slices.into_values() {
-        put(inner, &ENDPOINT_SLICE, wanted).await?;
+        put(objects, &ENDPOINT_SLICE, wanted).await?;
     }
     Ok(Next::Event)
 }
@@ -108,10 +108,9 @@ fn own_slices(inner: &Inner, name: &Named) -> Vec<std::sync::Arc<Object>> {
 }
 
 /// Writes an object as it should be, if it is not.
-async fn put(inner: &Inner, kind: &'static Kind, wanted: Value) -> Result<(), Status> {
+pub(super) async fn put(objects: &Objects, kind: &'static Kind, wanted: Value) -> Result<(), Status> {
     let text = |field: &str| wanted["metadata"][field].as_str().unwrap_or_default().to_owned();
     let (namespace, name) = (text("namespace"), text("name"));
-    let objects = &inner.objects;
     if objects.store().get(&key(kind, &namespace, &name)).is_none() {
         match objects.create(kind, &namespace, wanted, &Options::default()).await {
             // In a namespace that is being emptied, or whose service has just been made again.

@@ -10,6 +10,7 @@
 mod allocation;
 mod endpoints;
 mod follow;
+pub mod kubernetes;
 mod listen;
 
 use std::collections::{HashMap, HashSet, VecDeque};

@@ -243,3 +243,39 @@ async fn a_listener_hears_everything_once_then_what_changes_and_all_again_when_i
     assert!(again[0].reset);
     assert_eq!(again[0].endpoints[0].endpoints[0].id, "web-0");
 }
+
+#[tokio::test]
+async fn the_api_has_the_first_address_and_what_is_behind_it_follows_each_start() {
+    let store = Store::in_memory().unwrap();
+    let objects = objects_in(&store).await;
+    let range = "10.43.0.0/24".parse().unwrap();
+    let get = |kind| store.get(&crate::objects::key(kind, "default", "kubernetes")).unwrap().value();
+    for (api, port) in [(Some("192.0.2.1"), 6443), (Some("192.0.2.2"), 7443), (None, 7443)] {
+        let at = api.map(|ip| ip.parse().unwrap());
+        kubernetes::publish(&objects, range, at, port).await.unwrap();
+        let service = get(&SERVICE);
+        assert_eq!(service["spec"]["clusterIP"], "10.43.0.1");
+        assert_eq!(service["spec"]["ports"][0]["targetPort"], port);
+        let behind = &get(&ENDPOINTS)["subsets"][0];
+        assert_eq!(behind["addresses"][0]["ip"].as_str(), api);
+        let slice = get(&berth_controller_core::kinds::endpoint_slice::ENDPOINT_SLICE);
+        assert_eq!(slice["endpoints"][0]["addresses"][0].as_str(), api);
+        assert_eq!(slice["ports"][0]["port"], port);
+    }
+    // Whoever holds the address keeps it.
+    objects.delete(&SERVICE, "default", "kubernetes", &DeleteOptions::default()).await.unwrap();
+    create(&objects, "mine", json!({"clusterIP": "10.43.0.1"})).await.unwrap();
+    kubernetes::publish(&objects, range, None, 6443).await.unwrap();
+    assert!(store.get(&crate::objects::key(&SERVICE, "default", "kubernetes")).is_none());
+}
+
+#[test]
+fn an_api_on_loopback_is_reached_by_nobody_else() {
+    let at = |listen: &str, advertised: &[&str]| {
+        let advertised: Vec<String> = advertised.iter().map(|s| (*s).to_owned()).collect();
+        kubernetes::reached_at(listen.parse().unwrap(), &advertised).map(|ip| ip.to_string())
+    };
+    assert_eq!(at("127.0.0.1:6443", &["192.0.2.1"]), None);
+    assert_eq!(at("192.0.2.7:6443", &["192.0.2.1"]), Some("192.0.2.7".to_owned()));
+    assert_eq!(at("0.0.0.0:6443", &["api.example", "192.0.2.1"]), Some("192.0.2.1".to_owned()));
+}

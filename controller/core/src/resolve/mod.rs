@@ -70,9 +70,20 @@ pub fn resolve(pod: &Value, record: &Record, place: &Place, lookups: &dyn Lookup
     let spec = &pod["spec"];
     let subject = Subject { pod, record, place };
     let volumes = volumes::volumes(&subject, &sources);
+    let of_host = on_host_network(pod);
+    let named = full_hostname(pod, place);
     let containers = |field: &str| {
-        list(&spec[field]).map(|c| container::container(c, &subject, &sources)).collect::<Vec<_>>()
+        let resolved = list(&spec[field]).map(|c| container::container(c, &subject, &sources));
+        resolved
+            .map(|mut container| {
+                if let Err(why) = &named {
+                    container.config_error = why.clone();
+                }
+                container
+            })
+            .collect::<Vec<_>>()
     };
+    let (init_containers, containers) = (containers("initContainers"), containers("containers"));
     let assignment = Assignment {
         pod: Some(PodRef {
             namespace: object::namespace(pod).to_owned(),
@@ -83,7 +94,7 @@ pub fn resolve(pod: &Value, record: &Record, place: &Place, lookups: &dyn Lookup
         generation: object::generation(pod),
         labels: strings(&pod["metadata"]["labels"]).into_iter().collect(),
         annotations: strings(&pod["metadata"]["annotations"]).into_iter().collect(),
-        hostname: hostname(pod),
+        hostname: named.unwrap_or_else(|_| hostname(pod)),
         fqdn: fqdn(pod, place),
         host_aliases: list(&spec["hostAliases"])
             .map(|alias| HostAlias { ip: text(&alias["ip"]), hostnames: texts(&alias["hostnames"]) })
@@ -91,14 +102,14 @@ pub fn resolve(pod: &Value, record: &Record, place: &Place, lookups: &dyn Lookup
         network: Some(Network {
             addresses: Some(record.address.clone()).filter(|a| !a.is_empty()).into_iter().collect(),
             gateway: if record.address.is_empty() { String::new() } else { place.gateway.clone() },
-            host_network: spec["hostNetwork"] == true,
+            host_network: of_host,
         }),
         dns: Some(dns(pod, place)),
         restart_policy: text_or(&spec["restartPolicy"], "Always"),
         termination_grace_seconds: spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(30),
         security: Some(security(&spec["securityContext"])),
-        init_containers: containers("initContainers"),
-        containers: containers("containers"),
+        init_containers,
+        containers,
         volumes,
         registry_auth: registry::credentials(pod, &sources),
     };
@@ -115,6 +126,9 @@ struct Subject<'a> {
 impl Subject<'_> {
     /// The pod's addresses without prefix length.
     fn pod_ips(&self) -> Vec<String> {
+        if on_host_network(self.pod) {
+            return self.place.host_ips.clone();
+        }
         if self.record.address.is_empty() {
             let reported = list(&self.pod["status"]["podIPs"]).map(|ip| text(&ip["ip"]));
             return reported.collect();
@@ -155,6 +169,26 @@ pub fn hostname(pod: &Value) -> String {
     cut.trim_end_matches(['-', '.']).to_owned()
 }
 
+/// What the kernel is told: with `setHostnameAsFQDN` the whole name, which has to fit.
+fn full_hostname(pod: &Value, place: &Place) -> Result<String, String> {
+    const LONGEST: usize = 64;
+    let full = fqdn(pod, place);
+    if pod["spec"]["setHostnameAsFQDN"] != true || full.is_empty() || on_host_network(pod) {
+        return Ok(hostname(pod));
+    }
+    if full.len() > LONGEST {
+        return Err(format!(
+            "setHostnameAsFQDN: the pod's full name {full} has {} characters, and a host name has at most {LONGEST}",
+            full.len()
+        ));
+    }
+    Ok(full)
+}
+
+fn on_host_network(pod: &Value) -> bool {
+    pod["spec"]["hostNetwork"] == true
+}
+
 fn fqdn(pod: &Value, place: &Place) -> String {
     match pod["spec"]["subdomain"].as_str() {
         Some(subdomain) if !subdomain.is_empty() => {
@@ -164,10 +198,14 @@ fn fqdn(pod: &Value, place: &Place) -> String {
     }
 }
 
-/// Kubernetes' rules: ClusterFirst searches the namespace first, `dnsConfig` adds to whatever the policy
+/// Kubernetes' rules: ClusterFirst searches the namespace first (on the host's network only if it says
+/// ClusterFirstWithHostNet; plain, it is Default there), `dnsConfig` adds to whatever the policy
 /// gives (an option of the same name replaces).
 fn dns(pod: &Value, place: &Place) -> Dns {
-    let policy = text_or(&pod["spec"]["dnsPolicy"], "ClusterFirst");
+    let mut policy = text_or(&pod["spec"]["dnsPolicy"], "ClusterFirst");
+    if policy == "ClusterFirst" && on_host_network(pod) {
+        policy = "Default".to_owned();
+    }
     let config = &pod["spec"]["dnsConfig"];
     let mut dns = Dns { policy, ..Dns::default() };
     let mut options: Vec<(String, Option<String>)> = Vec::new();

@@ -70,6 +70,44 @@ fn the_pod_carries_its_identity_name_and_address() {
 }
 
 #[test]
+fn the_full_name_is_the_hostname_if_asked_for_and_if_it_fits() {
+    let with = |subdomain: &str| {
+        let spec = json!({
+            "setHostnameAsFQDN": true, "subdomain": subdomain,
+            "containers": [{"name": "c"}], "initContainers": [{"name": "i"}],
+        });
+        made(spec, &There::default()).assignment
+    };
+    let fits = with("nginx");
+    assert_eq!(fits.hostname, "web-0.nginx.shop.svc.cluster.local");
+    assert_eq!(fits.containers[0].config_error, "");
+    assert_eq!(with("").hostname, "web-0");
+    let long = with(&"n".repeat(60));
+    assert_eq!(long.hostname, "web-0");
+    for container in long.containers.iter().chain(&long.init_containers) {
+        assert!(container.config_error.contains("has 89 characters"), "{}", container.config_error);
+    }
+}
+
+#[test]
+fn on_the_hosts_network_the_address_and_by_default_the_dns_are_the_hosts() {
+    let of_host = |policy: &str| {
+        let ip = json!({"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}});
+        let spec = json!({"hostNetwork": true, "dnsPolicy": policy, "containers": [{"name": "c", "env": [ip]}]});
+        let record = Record { address: String::new(), ..record() };
+        resolve(&pod(spec), &record, &place(), &There::default()).assignment
+    };
+    let plain = of_host("ClusterFirst");
+    assert_eq!(variables(&plain.containers[0]), [("IP", "192.0.2.1")]);
+    let network = plain.network.unwrap();
+    assert!(network.host_network && network.addresses.is_empty());
+    let dns = plain.dns.unwrap();
+    assert_eq!((dns.policy.as_str(), dns.searches.len()), ("Default", 0));
+    let cluster = of_host("ClusterFirstWithHostNet").dns.unwrap();
+    assert_eq!((cluster.policy.as_str(), cluster.searches.len()), ("ClusterFirstWithHostNet", 3));
+}
+
+#[test]
 fn a_hostname_is_cut_where_linux_would() {
     let long = pod(json!({"hostname": format!("{}-x", "a".repeat(62))}));
     assert_eq!(hostname(&long), "a".repeat(62));

@@ -91,6 +91,11 @@ impl AddressRange {
         }
     }
 
+    /// The first address a Service may have: the API's own.
+    pub fn first(self) -> IpAddr {
+        self.address(1)
+    }
+
     /// Whether a Service may have this address: neither the network's own nor the broadcast address.
     pub fn has(self, address: IpAddr) -> bool {
         let (number, bits) = match address {

@@ -211,10 +211,9 @@ fn a_probe_has_one_handler_and_sensible_numbers() {
 fn what_berth_does_not_implement_is_refused_with_its_path() {
     let refused = |path: &str| vec![format!("{path}: Forbidden: not supported by Berth yet")];
     for (fields, path) in [
-        (json!({"hostNetwork": true}), "spec.hostNetwork"),
+        (json!({"hostPID": true}), "spec.hostPID"),
         (json!({"activeDeadlineSeconds": 5}), "spec.activeDeadlineSeconds"),
         (json!({"schedulerName": "mine"}), "spec.schedulerName"),
-        (json!({"dnsPolicy": "ClusterFirstWithHostNet"}), "spec.dnsPolicy"),
         (json!({"priority": 100}), "spec.priority"),
         (json!({"automountServiceAccountToken": true}), "spec.automountServiceAccountToken"),
         (json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}), "spec.volumes[0].hostPath"),
@@ -233,7 +232,6 @@ fn what_berth_does_not_implement_is_refused_with_its_path() {
     let c = "spec.containers[0]";
     for (fields, path) in [
         (json!({"stdin": true}), "stdin"),
-        (json!({"ports": [{"containerPort": 1, "hostPort": 1}]}), "ports[0].hostPort"),
         (
             json!({"volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": "b"}]}),
             "volumeMounts[0].subPath",
@@ -249,6 +247,37 @@ fn what_berth_does_not_implement_is_refused_with_its_path() {
         let errors = container_errors(fields);
         assert_eq!(errors[0], format!("{c}.{path}: Forbidden: not supported by Berth yet"), "{errors:?}");
     }
+}
+
+#[test]
+fn a_port_of_the_host_is_one_containers_and_on_its_network_the_containers_own() {
+    let ports = |of_host: bool, ports: Value| {
+        spec_errors(json!({"hostNetwork": of_host, "containers": [{"name": "c", "image": "i", "ports": ports}]}))
+    };
+    let at = "spec.containers[0].ports";
+    assert_eq!(ports(false, json!([{"containerPort": 80, "hostPort": 8080, "hostIP": "192.0.2.1"}])), [""; 0]);
+    let twice = json!([
+        {"containerPort": 80, "hostPort": 8080}, {"containerPort": 81, "hostPort": 8080},
+        {"containerPort": 81, "hostPort": 8080, "protocol": "UDP"},
+        {"containerPort": 81, "hostPort": 8080, "hostIP": "192.0.2.1"},
+    ]);
+    assert_eq!(ports(false, twice), [format!(r#"{at}[1].hostPort: Duplicate value: "TCP//8080""#)]);
+    assert_eq!(
+        ports(true, json!([{"containerPort": 80, "hostPort": 8080}])),
+        [format!("{at}[0].hostPort: Invalid value: 8080: must match `containerPort` when `hostNetwork` is true")]
+    );
+    assert_eq!(ports(true, json!([{"containerPort": 80}])), [""; 0]);
+    assert_eq!(
+        ports(false, json!([{"containerPort": 80, "hostPort": 70000, "hostIP": "here"}])),
+        [
+            format!("{at}[0].hostPort: Invalid value: 70000: must be between 1 and 65535, inclusive"),
+            format!(
+                r#"{at}[0].hostIP: Invalid value: "here": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"#
+            ),
+        ]
+    );
+    let fine = json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet", "setHostnameAsFQDN": true});
+    assert_eq!(spec_errors(fine), [""; 0]);
 }
 
 #[test]

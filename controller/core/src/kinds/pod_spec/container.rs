@@ -84,6 +84,7 @@ pub fn validate(spec: &At, volumes: &BTreeSet<&str>, grace: Option<i64>) -> Erro
             errors.push(restart.forbidden("may not be set for non-init containers"));
         }
     }
+    errors.extend(host_ports(&main, spec.get("hostNetwork").is_true()));
     for container in init.items() {
         errors.extend(common(&container, volumes));
         errors.extend(unique.check(&container.get("name")));
@@ -131,7 +132,6 @@ fn ports(at: &At) -> Errors {
     let mut errors = Errors::new();
     let mut unique = Unique::default();
     for port in at.items() {
-        errors.extend(only_supported(&port, &["name", "containerPort", "protocol"]));
         let (name, number) = (port.get("name"), port.get("containerPort"));
         if !name.str().is_empty() {
             let wrong = names::port_name(name.str());
@@ -145,7 +145,37 @@ fn ports(at: &At) -> Errors {
         } else {
             errors.extend(check::port_number(&number));
         }
+        let (host_port, host_ip) = (port.get("hostPort"), port.get("hostIP"));
+        if !host_port.is_zero() {
+            errors.extend(check::port_number(&host_port));
+        }
+        if !host_ip.str().is_empty() {
+            errors.extend(super::ip(&host_ip));
+        }
         errors.extend(one_of(&port.get("protocol"), &["SCTP", "TCP", "UDP"]));
+    }
+    errors
+}
+
+/// A port of the host is one container's. On the host's network the container's ports are the host's; in a template
+/// it may be left out, since the pod's own default fills it in.
+fn host_ports(containers: &At, on_host: bool) -> Errors {
+    let mut errors = Errors::new();
+    let mut taken = BTreeSet::new();
+    for port in containers.items().flat_map(|container| container.get("ports").items()) {
+        let host_port = port.get("hostPort");
+        if host_port.is_zero() {
+            continue;
+        }
+        let wanted = format!("{}/{}/{}", port.get("protocol").str(), port.get("hostIP").str(), host_port.value);
+        if taken.contains(&wanted) {
+            errors.push(FieldError::duplicate(&host_port.path, wanted));
+        } else {
+            taken.insert(wanted);
+        }
+        if on_host && host_port.int() != port.get("containerPort").int() {
+            errors.push(host_port.invalid("must match `containerPort` when `hostNetwork` is true"));
+        }
     }
     errors
 }

@@ -8,9 +8,14 @@ use crate::kinds::default::{canonical, each, empty_map, existing, if_absent, if_
 pub fn pod(spec: &mut Value) {
     template(spec);
     if_absent(spec, "enableServiceLinks", true);
+    let on_host = spec.get("hostNetwork") == Some(&Value::Bool(true));
     for list in ["containers", "initContainers"] {
         for container in each(spec, list) {
             request_what_is_limited(container);
+            for port in each(container, "ports").filter(|_| on_host) {
+                let own = port.get("containerPort").cloned().unwrap_or_default();
+                if_zero(port, "hostPort", own);
+            }
         }
     }
 }
@@ -189,6 +194,17 @@ mod tests {
             *resources,
             json!({"limits": {"cpu": "500m", "memory": "1Gi"}, "requests": {"cpu": "100m", "memory": "1Gi"}})
         );
+    }
+
+    #[test]
+    fn on_the_hosts_network_a_pods_ports_are_the_hosts() {
+        let spec = json!({"hostNetwork": true, "containers": [{"name": "c", "image": "i:1", "ports": [
+            {"containerPort": 80}, {"containerPort": 81, "hostPort": 81}]}]});
+        let mut of_template = spec.clone();
+        template(&mut of_template);
+        assert_eq!(of_template["containers"][0]["ports"][0]["hostPort"], Value::Null);
+        let ports = &defaulted(spec)["containers"][0]["ports"];
+        assert_eq!((&ports[0]["hostPort"], &ports[1]["hostPort"]), (&json!(80), &json!(81)));
     }
 
     #[test]

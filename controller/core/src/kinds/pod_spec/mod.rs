@@ -32,6 +32,8 @@ const SUPPORTED: &[&str] = &[
     "tolerations",
     "hostname",
     "subdomain",
+    "setHostnameAsFQDN",
+    "hostNetwork",
     "serviceAccountName",
     "serviceAccount",
     "securityContext",
@@ -128,9 +130,6 @@ fn dns(spec: &At) -> Errors {
     const POLICIES: &[&str] = &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     let (policy, config) = (spec.get("dnsPolicy"), spec.get("dnsConfig"));
     let mut errors: Errors = one_of(&policy, POLICIES).into_iter().collect();
-    if policy.str() == "ClusterFirstWithHostNet" {
-        errors.push(unsupported(&policy));
-    }
     let (servers, searches) = (config.get("nameservers"), config.get("searches"));
     if policy.str() == "None" && config.is_null() {
         errors.push(config.required("must provide `dnsConfig` when `dnsPolicy` is None"));
