@@ -13,7 +13,7 @@ use berth_controller::api::{self, Api};
 use berth_controller::config::{Given, Settings};
 use berth_controller::control::{self, Control};
 use berth_controller::eviction;
-use berth_controller::nodes::{Join, JoinRefused, Joined, Nodes, NodesConfig, Range};
+use berth_controller::nodes::{GRACE, Join, JoinRefused, Joined, Nodes, NodesConfig, Range};
 use berth_controller::objects::Objects;
 use berth_controller::pki::{AgentRequest, Pki, ServerNames};
 use berth_controller::reconcile::{self, events::Events, first_start};
@@ -156,7 +156,7 @@ async fn run(settings: Settings) -> Result<()> {
     let services = Services::new(objects.clone());
     let (events, recorded) = Events::new();
     let provisioners = Provisioners::new(settings.provisioners.clone());
-    let config = NodesConfig { pod_cidr, service_cidr, cluster_domain, provisioners: provisioners.clone() };
+    let config = NodesConfig { pod_cidr, service_cidr, cluster_domain, provisioners: provisioners.clone(), grace: GRACE };
     let nodes = Nodes::new(objects.clone(), services.clone(), events.clone(), config);
     let hosts = Arc::new(Hosts { nodes: nodes.clone(), store: store.clone() });
     let loops = reconcile::Context {

@@ -112,6 +112,12 @@ impl Identity {
     }
 }
 
+/// As [`AgentRequest::key_hash`], of the certificate made for such a request.
+pub fn key_hash(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(hex(&Sha256::digest(&parsed.public_key().subject_public_key.data)))
+}
+
 /// The authority and what it has issued to the controller itself.
 pub struct Pki {
     authority: Authority,

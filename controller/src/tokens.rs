@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use berth_controller_core::identity::{self, Record};
 use berth_controller_core::kinds::names;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -16,6 +17,8 @@ use crate::pki::hex;
 use crate::store::{CommitError, Key, Scope, Store, Transaction};
 
 const RESOURCE: &str = "tokens.berth.dev";
+/// Which key each host joined with: this resource, no namespace, the node's name.
+const KEYS: &str = "nodekeys.berth.dev";
 /// Hexadecimal digits.
 const ID: usize = 8;
 const SECRET: usize = 48;
@@ -33,6 +36,11 @@ pub enum TokenError {
         "the join token was used for node {0:?} already; make a new one with `berth-controller token create`"
     )]
     Used(String),
+    /// Somebody vouches for a machine that takes another's place by naming it.
+    #[error(
+        "node {0:?} is another machine's name; if this one takes its place, use a token made for it: `berth-controller token create --node {0}`"
+    )]
+    Taken(String),
     #[error("{0}")]
     Invalid(String),
     #[error(transparent)]
@@ -102,8 +110,15 @@ impl Tokens {
                 Some(_) => return Err(TokenError::Used(node.to_owned())),
                 None => {}
             }
+            let before = key_of(&self.store, node);
+            if record["node"].is_null() && before.as_deref() != Some(key_hash) && self.is_known(node) {
+                return Err(TokenError::Taken(node.to_owned()));
+            }
             record["used"][node] = key_hash.into();
-            let transaction = Transaction::new().unchanged(key(id), found.revision).put(key(id), record);
+            let transaction = Transaction::new()
+                .unchanged(key(id), found.revision)
+                .put(key(id), record)
+                .put(Key::new(KEYS, "", node), json!({"metadata": {}, "key": key_hash}));
             match self.store.commit(transaction).await {
                 Ok(_) => return Ok(()),
                 // Another node was faster with the same token: at most as often as there are nodes.
@@ -113,11 +128,23 @@ impl Tokens {
         }
     }
 
+    /// Whether a host of that name has joined, or may still run pods although its Node is gone.
+    fn is_known(&self, node: &str) -> bool {
+        let held = || self.store.list(&Scope::all(identity::RESOURCE)).objects;
+        self.store.get(&Key::new("nodes", "", node)).is_some()
+            || held().iter().any(|o| Record::read(&o.value()).is_some_and(|record| record.node == node))
+    }
+
     fn split<'a>(&self, token: &'a str) -> Option<(&'a str, &'a str)> {
         let (own, pin) = token.split_once('.')?;
         let sound = own.len() == ID + SECRET && own.is_ascii() && pin == self.pin;
         sound.then(|| own.split_at(ID))
     }
+}
+
+/// The key that a node's host joined with last; another's certificate counts no more.
+pub fn key_of(store: &Store, node: &str) -> Option<String> {
+    store.get(&Key::new(KEYS, "", node))?.value()["key"].as_str().map(str::to_owned)
 }
 
 fn key(id: &str) -> Key {
@@ -174,6 +201,31 @@ mod tests {
         let refused = tokens.redeem(&token, "two", "key").await;
         assert_eq!(refused, Err(TokenError::OtherNode("one".to_owned())));
         tokens.redeem(&token, "one", "key").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_known_hosts_name_goes_to_another_machine_only_with_a_token_that_names_it() {
+        let tokens = tokens();
+        let token = async |node: Option<&str>| tokens.create(node, HOUR).await.unwrap();
+        tokens.redeem(&token(None).await, "one", "key-1").await.unwrap();
+        tokens.redeem(&token(None).await, "one", "key-2").await.expect("it has never said hello");
+        let node = Key::new("nodes", "", "one");
+        tokens.store.commit(Transaction::new().put(node.clone(), json!({"metadata": {}}))).await.unwrap();
+        let refused = tokens.redeem(&token(None).await, "one", "key-3").await.unwrap_err();
+        assert_eq!(refused, TokenError::Taken("one".to_owned()));
+        assert!(refused.to_string().contains("token create --node one"), "{refused}");
+        tokens.redeem(&token(None).await, "one", "key-2").await.expect("it is the same machine");
+
+        // A Node that was deleted, and whose pods may run on.
+        let record = Record { uid: "u".into(), node: "one".into(), epoch: 1, address: String::new() };
+        let held = Key::new(identity::RESOURCE, "default", "web-0");
+        let deleted = Transaction::new().delete(node).put(held.clone(), record.write());
+        tokens.store.commit(deleted).await.unwrap();
+        assert_eq!(tokens.redeem(&token(None).await, "one", "key-3").await, Err(refused));
+        tokens.redeem(&token(Some("one")).await, "one", "key-3").await.unwrap();
+        assert_eq!(key_of(&tokens.store, "one").as_deref(), Some("key-3"));
+        tokens.store.commit(Transaction::new().delete(held)).await.unwrap();
+        tokens.redeem(&token(None).await, "one", "key-4").await.expect("nobody has the name any more");
     }
 
     #[tokio::test]

@@ -1,10 +1,20 @@
 //! Taints and tolerations: what a node keeps away, and when a pod that is there already must go. Pure.
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::object;
+use crate::place::ready;
 
 /// Kept on a node for as long as it is cordoned.
 pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+/// Kept on a node for as long as it is not Ready: its agent says that it cannot run pods...
+pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
+/// ...or says nothing.
+pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+/// How long pods bear either that do not say so themselves. Kubernetes writes it into each pod.
+const PATIENCE: i64 = 300;
 
 const NO_EXECUTE: &str = "NoExecute";
 
@@ -43,6 +53,48 @@ pub enum Leave {
     At(Timestamp),
 }
 
+/// The taint that a node's Ready condition asks for.
+pub fn of_ready(node: &Value) -> Option<&'static str> {
+    match ready(node) {
+        "True" => None,
+        "False" => Some(NOT_READY),
+        _ => Some(UNREACHABLE),
+    }
+}
+
+/// Makes the taints of a node that is not Ready follow its condition; whether they did not.
+pub fn follow_ready(node: &mut Value, now: Timestamp) -> bool {
+    let wanted = of_ready(node).map(|key| ["NoSchedule", NO_EXECUTE].map(|effect| (key, effect)));
+    let wanted = wanted.as_ref().map(<[_; 2]>::as_slice).unwrap_or_default();
+    let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+    let is_ours = |taint: &Value| taint["key"] == NOT_READY || taint["key"] == UNREACHABLE;
+    let (ours, mut taints): (Vec<Value>, Vec<Value>) = taints.into_iter().partition(is_ours);
+    let there = |(key, effect): &(&str, &str)| ours.iter().any(|t| t["key"] == *key && t["effect"] == *effect);
+    if ours.len() == wanted.len() && wanted.iter().all(there) {
+        return false;
+    }
+    let since = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    taints.extend(wanted.iter().map(|(key, effect)| json!({"key": key, "effect": effect, "timeAdded": since})));
+    set_taints(node, taints)
+}
+
+/// Whether there was a spec to set them in.
+fn set_taints(node: &mut Value, taints: Vec<Value>) -> bool {
+    let Some(spec) = node.get_mut("spec").and_then(Value::as_object_mut) else { return false };
+    if taints.is_empty() {
+        spec.remove("taints");
+    } else {
+        spec.insert("taints".to_owned(), taints.into());
+    }
+    true
+}
+
+/// Whether a pod's name may run on no other host before this one has reported. For a set's pod it is of no use to
+/// be deleted from a silent host, then: it would only lose what still runs.
+fn stays(pod: &Value) -> bool {
+    object::controller_ref(pod).is_some_and(|owner| owner["kind"] == "StatefulSet")
+}
+
 /// When this pod, bound to this node, must leave it. A toleration's seconds run from the later of the taint's
 /// time and the pod's own binding: a pod that comes to a tainted node gets all of them.
 pub fn leave(node: &Value, pod: &Value, now: Timestamp) -> Leave {
@@ -51,6 +103,10 @@ pub fn leave(node: &Value, pod: &Value, now: Timestamp) -> Leave {
     let mut leave = Leave::Never;
     for taint in evicting(node) {
         let text = |field: &str| taint[field].as_str().unwrap_or_default();
+        let of_silence = [NOT_READY, UNREACHABLE].contains(&text("key"));
+        if of_silence && stays(pod) {
+            continue;
+        }
         let mut tolerated = false;
         let mut seconds: Option<i64> = None;
         for toleration in tolerations.iter().filter(|t| covers(t, text("key"), text("value"), NO_EXECUTE)) {
@@ -58,6 +114,9 @@ pub fn leave(node: &Value, pod: &Value, now: Timestamp) -> Leave {
             if let Some(limit) = toleration["tolerationSeconds"].as_i64() {
                 seconds = Some(seconds.map_or(limit, |least| least.min(limit)).max(0));
             }
+        }
+        if of_silence && !tolerated {
+            (tolerated, seconds) = (true, Some(PATIENCE));
         }
         let added = text("timeAdded").parse::<Timestamp>().unwrap_or(now);
         let at = match (tolerated, seconds) {
@@ -87,27 +146,20 @@ fn bound_since(pod: &Value) -> Option<Timestamp> {
 /// Makes the taint of a cordoned node follow `spec.unschedulable`.
 pub fn follow_cordon(node: &mut Value) {
     let cordoned = node["spec"]["unschedulable"] == true;
-    let Some(spec) = node.get_mut("spec").and_then(Value::as_object_mut) else { return };
     let is_ours = |taint: &Value| taint["key"] == UNSCHEDULABLE && taint["effect"] == "NoSchedule";
-    let taints = spec.get("taints").and_then(Value::as_array).cloned().unwrap_or_default();
+    let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
     if taints.iter().any(is_ours) == cordoned {
         return;
     }
     let mut taints: Vec<Value> = taints.into_iter().filter(|taint| !is_ours(taint)).collect();
     if cordoned {
-        taints.push(serde_json::json!({"key": UNSCHEDULABLE, "effect": "NoSchedule"}));
+        taints.push(json!({"key": UNSCHEDULABLE, "effect": "NoSchedule"}));
     }
-    if taints.is_empty() {
-        spec.remove("taints");
-    } else {
-        spec.insert("taints".to_owned(), taints.into());
-    }
+    set_taints(node, taints);
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn at(second: i64) -> Timestamp {
@@ -195,5 +247,39 @@ mod tests {
         let mut bare = json!({"spec": {"taints": [{"key": UNSCHEDULABLE, "effect": "NoSchedule"}]}});
         follow_cordon(&mut bare);
         assert_eq!(bare, json!({"spec": {}}));
+    }
+
+    #[test]
+    fn a_node_is_tainted_for_as_long_as_it_is_not_ready_and_keeps_what_others_put_there() {
+        let other = json!({"key": "a", "effect": "NoSchedule"});
+        let mut node = node(json!([other]));
+        let mut become_ready = |status: &str, second: i64| {
+            node["status"] = json!({"conditions": [{"type": "Ready", "status": status}]});
+            (follow_ready(&mut node, at(second)), node["spec"]["taints"].clone())
+        };
+        let both = |key: &str, since: i64| {
+            let taint = |effect: &str| json!({"key": key, "effect": effect, "timeAdded": text(since)});
+            json!([other, taint("NoSchedule"), taint("NoExecute")])
+        };
+        assert_eq!(become_ready("Unknown", 10), (true, both(UNREACHABLE, 10)));
+        assert_eq!(become_ready("Unknown", 20), (false, both(UNREACHABLE, 10)));
+        assert_eq!(become_ready("False", 30), (true, both(NOT_READY, 30)));
+        assert_eq!(become_ready("True", 40), (true, json!([other])));
+        assert_eq!(become_ready("True", 50), (false, json!([other])));
+    }
+
+    #[test]
+    fn a_silent_host_keeps_the_pods_of_sets_and_others_for_five_minutes_or_as_they_say() {
+        for key in [NOT_READY, UNREACHABLE] {
+            let node = node(json!([{"key": key, "effect": "NoExecute", "timeAdded": text(100)}]));
+            let when = |pod: &Value| leave(&node, pod, at(100));
+            assert_eq!(when(&pod(json!([]))), Leave::At(at(400)));
+            let hasty = pod(json!([{"key": key, "operator": "Exists", "tolerationSeconds": 5}]));
+            assert_eq!(when(&hasty), Leave::At(at(105)));
+            assert_eq!(when(&pod(json!([{"operator": "Exists"}]))), Leave::Never);
+            let mut of_set = hasty;
+            of_set["metadata"]["ownerReferences"] = json!([{"kind": "StatefulSet", "controller": true}]);
+            assert_eq!(when(&of_set), Leave::Never);
+        }
     }
 }

@@ -24,6 +24,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use berth_controller_core::claims::Provisioners;
 use berth_controller_core::services::allocate::AddressRange;
@@ -53,7 +54,12 @@ pub struct NodesConfig {
     pub cluster_domain: String,
     /// Where volumes of claims that wait for their pod are made.
     pub provisioners: Provisioners,
+    /// How long a node without a session keeps its Ready condition ([`GRACE`]).
+    pub grace: Duration,
 }
+
+/// An agent's restart is no news.
+pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Exchanges join tokens for certificates.
 pub trait Join: Send + Sync + 'static {

@@ -35,20 +35,17 @@ pub enum Ready {
     Yes,
     /// The agent is there, its runtime is not.
     No(String),
-    /// There is no session.
-    Unknown,
+    /// There is no session, and why.
+    Unknown(String),
 }
 
 impl Ready {
+    /// Status, reason and message.
     fn parts(&self) -> (&'static str, &'static str, &str) {
         match self {
             Ready::Yes => ("True", "KubeletReady", "the agent is connected and containerd answers"),
             Ready::No(why) => ("False", "KubeletNotReady", why),
-            Ready::Unknown => (
-                "Unknown",
-                "NodeStatusUnknown",
-                "the agent's session ended; its pods run on if the host does",
-            ),
+            Ready::Unknown(why) => ("Unknown", "NodeStatusUnknown", why),
         }
     }
 }
@@ -103,9 +100,10 @@ pub fn status(node: &Value, report: &NodeStatus, version: &str, now: Timestamp) 
 }
 
 /// The Node's `status` when its session has ended: only its conditions change, all to Unknown.
-pub fn status_unknown(node: &Value, now: Timestamp) -> Value {
+pub fn status_unknown(node: &Value, why: &str, now: Timestamp) -> Value {
     let old = &node["status"]["conditions"];
-    let (_, reason, message) = Ready::Unknown.parts();
+    let unknown = Ready::Unknown(format!("{why}; its pods run on if the host does"));
+    let (_, reason, message) = unknown.parts();
     let mut conditions: Vec<Value> = old
         .as_array()
         .into_iter()
@@ -115,7 +113,7 @@ pub fn status_unknown(node: &Value, now: Timestamp) -> Value {
             condition(old, c["type"].as_str().unwrap_or_default(), "Unknown", reason, message, text(now), now)
         })
         .collect();
-    conditions.push(ready_condition(old, &Ready::Unknown, now));
+    conditions.push(ready_condition(old, &unknown, now));
     let mut status = node["status"].as_object().cloned().unwrap_or_default();
     status.insert("conditions".into(), conditions.into());
     Value::Object(status)
@@ -188,11 +186,12 @@ mod tests {
     fn without_a_session_all_conditions_are_unknown_since_then() {
         let mut node = new("n", &report(), "10.42.0.0/24");
         node["status"] = status(&node, &report(), "v", at(10));
-        node["status"] = status_unknown(&node, at(60));
+        node["status"] = status_unknown(&node, "the agent fell silent", at(60));
         let ready = &node["status"]["conditions"][0];
         assert_eq!((&ready["status"], &ready["reason"]), (&json!("Unknown"), &json!("NodeStatusUnknown")));
+        assert_eq!(ready["message"], "the agent fell silent; its pods run on if the host does");
         assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:01:00Z");
         assert_eq!(node["status"]["capacity"]["cpu"], "1500m");
-        assert!(same(&node["status"], &status_unknown(&node, at(90))));
+        assert!(same(&node["status"], &status_unknown(&node, "the agent fell silent", at(90))));
     }
 }

@@ -11,6 +11,7 @@ use berth_controller_core::kinds::node::NODE;
 use berth_controller_core::object;
 use berth_controller_core::resolve::Place;
 use berth_controller_core::status::Status;
+use berth_controller_core::taints;
 use berth_proto::NodeStatus;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -20,9 +21,7 @@ use super::{Nodes, Range, node_object};
 use crate::objects::Options;
 use crate::store::{Key, Scope};
 
-/// How long a node without a session keeps its Ready condition: an agent's restart is no news.
-const GRACE: Duration = Duration::from_secs(10);
-/// The same after the controller's own start, when every agent has to come back.
+/// How long a node keeps its Ready condition after the controller's own start, when every agent has to come back.
 const GRACE_AT_START: Duration = Duration::from_secs(40);
 
 impl Nodes {
@@ -99,17 +98,38 @@ impl Nodes {
                 Ok(())
             })
             .await;
-        match written {
+        let node = match written {
             // Deleted by a person: it comes back with the agent's next session.
-            Err(status) if status.code == 404 => Ok(()),
-            other => other.map(|_| ()),
+            Err(status) if status.code == 404 => return Ok(()),
+            other => other?,
+        };
+        // The scheduler does not wait for these: what is not Ready takes nothing anyhow.
+        if !taints::follow_ready(&mut node.value(), Timestamp::now()) {
+            return Ok(());
+        }
+        let tainted = self.inner.objects.modify(&NODE, None, "", name, |node| {
+            taints::follow_ready(node, Timestamp::now());
+            Ok(())
+        });
+        match tainted.await {
+            Err(status) if status.code != 404 => Err(status),
+            _ => Ok(()),
         }
     }
 
-    /// Marks a node Unknown unless a session comes (back) in time.
-    pub(super) fn watch_absence(&self, name: &str, at_start: bool) {
+    /// Marks a node Unknown unless a session comes back in time; `why` the last one ended.
+    pub(super) fn watch_absence(&self, name: &str, why: String) {
+        self.unknown_after(self.inner.config.grace, name, why);
+    }
+
+    /// As [`Nodes::watch_absence`], when the controller has just started.
+    pub(super) fn await_arrival(&self, name: &str) {
+        let why = "the agent has not connected since the controller's start".to_owned();
+        self.unknown_after(GRACE_AT_START, name, why);
+    }
+
+    fn unknown_after(&self, grace: Duration, name: &str, why: String) {
         let (nodes, name) = (self.clone(), name.to_owned());
-        let grace = if at_start { GRACE_AT_START } else { GRACE };
         tokio::spawn(async move {
             tokio::select! {
                 () = nodes.inner.shutdown.cancelled() => return,
@@ -118,7 +138,7 @@ impl Nodes {
             if nodes.connected(&name) {
                 return;
             }
-            let unknown = |node: &Value| node_object::status_unknown(node, Timestamp::now());
+            let unknown = |node: &Value| node_object::status_unknown(node, &why, Timestamp::now());
             if let Err(error) = nodes.write_status(&name, unknown).await {
                 tracing::warn!(node = %name, %error, "the node's condition could not be written");
             }

@@ -13,6 +13,7 @@ use berth_controller_core::identity::{self, Life, Record, Unheld};
 use berth_controller_core::object;
 use berth_controller_core::place::Placed;
 use berth_controller_core::statefulset::parent_and_ordinal;
+use futures_util::{FutureExt as _, future};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -63,31 +64,47 @@ struct Scheduler {
     suspects: BTreeSet<Name>,
 }
 
+/// Everything bindings are decided from, watched.
 struct Watches {
-    pods: Watch,
-    records: Watch,
-    nodes: Watch,
-    namespaces: Watch,
-    claims: Watch,
-    volumes: Watch,
-    classes: Watch,
-    restore: Watch,
+    all: Vec<Watch>,
 }
 
 impl Watches {
+    const RESOURCES: [&'static str; 8] = [
+        world::NODES,
+        NAMESPACES,
+        identity::RESTORE,
+        identity::RESOURCE,
+        CLAIMS,
+        VOLUMES,
+        CLASSES,
+        world::PODS,
+    ];
+
     fn new(store: &Store) -> Result<Watches, Expired> {
         let now = store.revision();
-        let watch = |resource: &'static str| store.watch(&Scope::all(resource), now);
-        Ok(Watches {
-            pods: watch(world::PODS)?,
-            records: watch(identity::RESOURCE)?,
-            nodes: watch(world::NODES)?,
-            namespaces: watch(NAMESPACES)?,
-            claims: watch(CLAIMS)?,
-            volumes: watch(VOLUMES)?,
-            classes: watch(CLASSES)?,
-            restore: watch(identity::RESTORE)?,
-        })
+        let all = Watches::RESOURCES.map(|resource| store.watch(&Scope::all(resource), now));
+        Ok(Watches { all: all.into_iter().collect::<Result<_, _>>()? })
+    }
+
+    /// All that has happened, once anything has: whoever sees a pod sees what was written before it, a cordon say.
+    async fn next(&mut self) -> Result<Vec<Event>, Expired> {
+        let waiting = self.all.iter_mut().map(|watch| watch.next().boxed());
+        let (first, _, _) = future::select_all(waiting).await;
+        let mut events = first?.events;
+        events.extend(self.poll()?);
+        Ok(events)
+    }
+
+    /// All that has happened already.
+    fn poll(&mut self) -> Result<Vec<Event>, Expired> {
+        let mut events = Vec::new();
+        for watch in &mut self.all {
+            while let Some(batch) = watch.poll()? {
+                events.extend(batch.events);
+            }
+        }
+        Ok(events)
     }
 }
 
@@ -136,23 +153,25 @@ impl Scheduler {
                 // Something could not be written: not at once again.
                 tokio::time::sleep(PAUSE).await;
             }
-            tokio::select! {
-                batch = watches.pods.next() => for event in batch?.events { self.pod_changed(&event) },
-                batch = watches.records.next() => for event in batch?.events { self.record_changed(&event) },
-                batch = watches.nodes.next() => for event in batch?.events {
-                    self.node_changed(nodes, &event).await;
-                },
-                batch = watches.namespaces.next() => for event in batch?.events {
-                    let namespace = (event.kind == EventKind::Put).then(|| event.object.value());
-                    self.namespace(&event.object.key.name, namespace.as_ref());
-                    self.due.extend(self.hopeful.iter().cloned());
-                },
-                batch = watches.claims.next() => { batch?; self.due = self.waiting.clone() }
-                batch = watches.volumes.next() => { batch?; self.due = self.waiting.clone() }
-                batch = watches.classes.next() => { batch?; self.due = self.waiting.clone() }
-                batch = watches.restore.next() => { batch?; self.due = self.waiting.clone() }
-                () = std::future::ready(()), if !self.due.is_empty() || !self.suspects.is_empty() => {}
+            let again = !self.due.is_empty() || !self.suspects.is_empty();
+            let events = if again { watches.poll()? } else { watches.next().await? };
+            for event in events {
+                self.changed(nodes, &event).await;
             }
+        }
+    }
+
+    async fn changed(&mut self, nodes: &Nodes, event: &Event) {
+        match &*event.object.key.resource {
+            world::NODES => self.node_changed(nodes, event).await,
+            world::PODS => self.pod_changed(event),
+            identity::RESOURCE => self.record_changed(event),
+            NAMESPACES => {
+                let namespace = (event.kind == EventKind::Put).then(|| event.object.value());
+                self.namespace(&event.object.key.name, namespace.as_ref());
+                self.due.extend(self.hopeful.iter().cloned());
+            }
+            _ => self.due = self.waiting.clone(),
         }
     }
 

@@ -20,7 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::streams::AgentStream;
 use super::{Join, JoinRefused, Nodes, session, world};
-use crate::pki::Identity;
+use crate::pki::{self, Identity};
+use crate::tokens;
 use crate::store::Scope;
 
 /// A caller that has not finished its handshake by then is hung up on.
@@ -48,7 +49,7 @@ pub(super) async fn serve(
     shutdown: CancellationToken,
 ) {
     for node in nodes.inner.store.list(&Scope::all(world::NODES)).objects {
-        nodes.watch_absence(&node.key.name, true);
+        nodes.await_arrival(&node.key.name);
     }
     let service = NodeServer::new(Service { nodes: nodes.clone(), join })
         .max_decoding_message_size(LARGEST)
@@ -92,12 +93,14 @@ pub(super) async fn serve(
 struct Peer {
     /// The node whose agent it is; None: somebody without a certificate of an agent.
     node: Option<String>,
+    /// Hash of its key.
+    key: Option<String>,
 }
 
 async fn connection(stream: TlsStream<TcpStream>, service: NodeServer<Service>, shutdown: CancellationToken) {
     let certificate = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
     let node = certificate.and_then(Identity::of).and_then(|who| who.node().map(str::to_owned));
-    let peer = Peer { node };
+    let peer = Peer { node, key: certificate.and_then(pki::key_hash) };
     let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         let stranger = peer.node.is_none();
         request.extensions_mut().insert(peer.clone());
@@ -128,13 +131,19 @@ struct Service {
     join: Arc<dyn Join>,
 }
 
-/// The node a call comes from, by its certificate.
-fn caller<T>(request: &Request<T>) -> Result<String, Status> {
-    request
-        .extensions()
-        .get::<Peer>()
-        .and_then(|peer| peer.node.clone())
-        .ok_or_else(|| Status::unauthenticated("an agent's client certificate is needed"))
+/// The node a call comes from, by its certificate. A certificate of the machine that had the name before counts no
+/// more.
+fn caller<T>(nodes: &Nodes, request: &Request<T>) -> Result<String, Status> {
+    let peer = request.extensions().get::<Peer>();
+    let Some((node, key)) = peer.and_then(|peer| Some((peer.node.clone()?, &peer.key))) else {
+        return Err(Status::unauthenticated("an agent's client certificate is needed"));
+    };
+    match tokens::key_of(&nodes.inner.store, &node) {
+        Some(joined) if key.as_ref() != Some(&joined) => Err(Status::permission_denied(format!(
+            "another machine has joined as node {node:?} since: stop this one's agent, or let it join under another name"
+        ))),
+        _ => Ok(node),
+    }
 }
 
 #[tonic::async_trait]
@@ -166,7 +175,7 @@ impl Node for Service {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let node = caller(&request)?;
+        let node = caller(&self.nodes, &request)?;
         let (out, messages) = mpsc::channel(WAITING);
         tokio::spawn(session::run(self.nodes.clone(), node, request.into_inner(), out));
         Ok(Response::new(ReceiverStream::new(messages)))
@@ -178,7 +187,7 @@ impl Node for Service {
         &self,
         request: Request<Streaming<StreamUp>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
-        let node = caller(&request)?;
+        let node = caller(&self.nodes, &request)?;
         let mut up = request.into_inner();
         let first = tokio::time::timeout(HANDSHAKE, up.message()).await;
         let Ok(Ok(Some(StreamUp { message: Some(Up::Open(id)) }))) = first else {

@@ -116,7 +116,7 @@ pub(super) async fn run(nodes: Nodes, node: String, mut inbound: Streaming<Agent
     if sessions.get(&node).is_some_and(|h| h.id == id) {
         sessions.remove(&node);
         drop(sessions);
-        nodes.watch_absence(&node, false);
+        nodes.watch_absence(&node, ended.to_string());
     }
 }
 

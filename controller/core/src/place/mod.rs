@@ -72,10 +72,6 @@ const OTHER_NAME: &str = "node(s) didn't match the requested node name";
 const NOT_SELECTED: &str = "node(s) didn't match Pod's node affinity/selector";
 const NO_PORTS: &str = "node(s) didn't have free ports for the requested pod ports";
 
-/// What an unreachable or failing node is tainted with; a node counts as tainted as soon as it is not Ready.
-pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
-pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-
 /// The name of the node for this pod. `volumes` says whether the pod's claims that have no volume yet could get
 /// one on a node, or why not; it is asked for the nodes that are wanted most first.
 pub fn place(

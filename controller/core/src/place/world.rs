@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use serde_json::Value;
 
 use super::affinity::{PodTerm, Weighted};
-use super::node::{Selectable, list, ready};
+use super::node::{Selectable, list};
 use super::wanted::{HostPort, Wanted};
-use super::{NOT_READY, UNREACHABLE};
 use crate::object;
 use crate::resolve::resources::{Request, Room, allocatable};
 use crate::selector::Selector;
+use crate::taints;
 
 /// Labels with a value of their own for every pod of a set: nobody looks for pods by them.
 const UNIQUE: [&str; 2] = ["statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index"];
@@ -98,12 +98,7 @@ impl Host {
             .map(|t| (text(&t["key"]), text(&t["value"]), text(&t["effect"])))
             .collect();
         // Whatever else has not been written yet: a node that is not Ready takes nothing.
-        let missing = match ready(node) {
-            "True" => None,
-            "False" => Some(NOT_READY),
-            _ => Some(UNREACHABLE),
-        };
-        if let Some(key) = missing
+        if let Some(key) = taints::of_ready(node)
             && !taints.iter().any(|(k, _, effect)| k == key && effect == "NoSchedule")
         {
             taints.push((key.to_owned(), String::new(), "NoSchedule".to_owned()));
