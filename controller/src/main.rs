@@ -156,7 +156,13 @@ async fn run(settings: Settings) -> Result<()> {
     let services = Services::new(objects.clone());
     let (events, recorded) = Events::new();
     let provisioners = Provisioners::new(settings.provisioners.clone());
-    let config = NodesConfig { pod_cidr, service_cidr, cluster_domain, provisioners: provisioners.clone(), grace: GRACE };
+    let config = NodesConfig {
+        pod_cidr,
+        service_cidr,
+        cluster_domain,
+        provisioners: provisioners.clone(),
+        grace: GRACE,
+    };
     let nodes = Nodes::new(objects.clone(), services.clone(), events.clone(), config);
     let hosts = Arc::new(Hosts { nodes: nodes.clone(), store: store.clone() });
     let loops = reconcile::Context {

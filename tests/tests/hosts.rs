@@ -25,7 +25,10 @@ fn roaming(name: &str, replicas: usize) -> String {
 fn places(cluster: &Cluster) -> BTreeMap<String, String> {
     let path = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName}{\"\\n\"}{end}";
     let text = cluster.kubectl.args(&["get", "pods", "-o", path]).unwrap();
-    text.lines().filter_map(|l| l.split_once(' ')).map(|(pod, node)| (pod.to_owned(), node.to_owned())).collect()
+    text.lines()
+        .filter_map(|l| l.split_once(' '))
+        .map(|(pod, node)| (pod.to_owned(), node.to_owned()))
+        .collect()
 }
 
 fn ready_condition(cluster: &Cluster, node: &str) -> (String, String) {
@@ -37,8 +40,10 @@ fn ready_condition(cluster: &Cluster, node: &str) -> (String, String) {
 }
 
 fn becomes_silent(cluster: &Cluster, node: &str) {
-    wait::until_true(&format!("{node} NotReady"), SILENCE, || Ok(ready_condition(cluster, node).0 == "Unknown"))
-        .unwrap();
+    wait::until_true(&format!("{node} NotReady"), SILENCE, || {
+        Ok(ready_condition(cluster, node).0 == "Unknown")
+    })
+    .unwrap();
 }
 
 /// How many tasks containerd has on a host.
@@ -153,7 +158,8 @@ fn a_pod_on_its_hosts_network_is_the_host_and_a_host_port_leads_to_its_pod() {
     let found = cluster.sh("host", "nslookup kubernetes.default.svc.cluster.local").unwrap();
     assert!(found.contains("10.43.0.1"), "{found}");
 
-    let get = |port: u16| cluster.fabric.run("curl", &["-sS", "-m", "5", &format!("http://{address}:{port}/")]);
+    let get =
+        |port: u16| cluster.fabric.run("curl", &["-sS", "-m", "5", &format!("http://{address}:{port}/")]);
     wait::until_true("the host's port", Duration::from_secs(30), || {
         Ok(get(8091).is_ok_and(|page| page == "porter\n"))
     })
@@ -162,11 +168,14 @@ fn a_pod_on_its_hosts_network_is_the_host_and_a_host_port_leads_to_its_pod() {
     assert_eq!(cluster.sh("host", "wget -qO- http://127.0.0.1:8090/").unwrap(), "host");
 
     // A port of a host is one pod's.
-    for (name, ports) in [("a", "{containerPort: 1, hostPort: 8090}"), ("b", "{containerPort: 1, hostPort: 8091}")] {
+    for (name, ports) in
+        [("a", "{containerPort: 1, hostPort: 8090}"), ("b", "{containerPort: 1, hostPort: 8091}")]
+    {
         kubectl.apply(&pod(name, STAY, &format!("    ports: [{ports}]"), "")).unwrap();
         cluster.event(name, "FailedScheduling", "1 node(s) didn't have free ports").unwrap();
     }
     kubectl.run("delete pod porter").unwrap();
     cluster.ready("b").unwrap();
-    wait::until_true("the port leads there no more", Duration::from_secs(30), || Ok(get(8091).is_err())).unwrap();
+    wait::until_true("the port leads there no more", Duration::from_secs(30), || Ok(get(8091).is_err()))
+        .unwrap();
 }

@@ -69,12 +69,14 @@ pub fn follow_ready(node: &mut Value, now: Timestamp) -> bool {
     let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
     let is_ours = |taint: &Value| taint["key"] == NOT_READY || taint["key"] == UNREACHABLE;
     let (ours, mut taints): (Vec<Value>, Vec<Value>) = taints.into_iter().partition(is_ours);
-    let there = |(key, effect): &(&str, &str)| ours.iter().any(|t| t["key"] == *key && t["effect"] == *effect);
+    let there =
+        |(key, effect): &(&str, &str)| ours.iter().any(|t| t["key"] == *key && t["effect"] == *effect);
     if ours.len() == wanted.len() && wanted.iter().all(there) {
         return false;
     }
     let since = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    taints.extend(wanted.iter().map(|(key, effect)| json!({"key": key, "effect": effect, "timeAdded": since})));
+    taints
+        .extend(wanted.iter().map(|(key, effect)| json!({"key": key, "effect": effect, "timeAdded": since})));
     set_taints(node, taints)
 }
 

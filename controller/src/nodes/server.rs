@@ -21,8 +21,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::streams::AgentStream;
 use super::{Join, JoinRefused, Nodes, session, world};
 use crate::pki::{self, Identity};
-use crate::tokens;
 use crate::store::Scope;
+use crate::tokens;
 
 /// A caller that has not finished its handshake by then is hung up on.
 const HANDSHAKE: Duration = Duration::from_secs(10);

@@ -134,8 +134,7 @@ impl Controller {
         let request = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
         let request = request.serialize_request(&key).unwrap().pem().unwrap();
         let stranger = self.endpoint(ClientTlsConfig::new()).connect().await.unwrap();
-        let asked =
-            JoinRequest { token: token.into(), node_name: node.into(), certificate_request: request };
+        let asked = JoinRequest { token: token.into(), node_name: node.into(), certificate_request: request };
         let joined = NodeClient::new(stranger).join(asked).await?.into_inner();
         let identity = Identity::from_pem(joined.certificate, key.serialize_pem());
         Ok(self.endpoint(ClientTlsConfig::new().identity(identity)).connect().await.unwrap())
@@ -701,7 +700,8 @@ async fn after_a_restore_nothing_is_bound_before_every_host_has_spoken() {
     controller
         .until("why it waits", || {
             let pod = controller.get("pods", "web-0")?;
-            eprintln!("{pod}"); let why = pod["status"]["conditions"][0]["message"].as_str()?.to_owned();
+            eprintln!("{pod}");
+            let why = pod["status"]["conditions"][0]["message"].as_str()?.to_owned();
             why.contains("waiting for the inventory of n2").then_some(())
         })
         .await;
@@ -748,7 +748,8 @@ async fn claims_that_wait_for_their_pod_are_bound_with_it() {
     controller
         .until("why it waits", || {
             let pod = controller.get("pods", "web-0")?;
-            eprintln!("{pod}"); let why = pod["status"]["conditions"][0]["message"].as_str()?.to_owned();
+            eprintln!("{pod}");
+            let why = pod["status"]["conditions"][0]["message"].as_str()?.to_owned();
             (why == "0/1 nodes are available: persistentvolumeclaim \"a\" not found.").then_some(())
         })
         .await;

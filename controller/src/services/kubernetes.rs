@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use berth_controller_core::kinds::endpoint_slice::ENDPOINT_SLICE;
 use berth_controller_core::kinds::endpoints::ENDPOINTS;
 use berth_controller_core::kinds::service::SERVICE;
-use berth_controller_core::services::{SERVICE_NAME, SKIP_MIRROR};
 use berth_controller_core::services::allocate::AddressRange;
+use berth_controller_core::services::{SERVICE_NAME, SKIP_MIRROR};
 use berth_controller_core::status::Status;
 use serde_json::{Value, json};
 

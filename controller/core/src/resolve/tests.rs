@@ -93,7 +93,8 @@ fn the_full_name_is_the_hostname_if_asked_for_and_if_it_fits() {
 fn on_the_hosts_network_the_address_and_by_default_the_dns_are_the_hosts() {
     let of_host = |policy: &str| {
         let ip = json!({"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}});
-        let spec = json!({"hostNetwork": true, "dnsPolicy": policy, "containers": [{"name": "c", "env": [ip]}]});
+        let spec =
+            json!({"hostNetwork": true, "dnsPolicy": policy, "containers": [{"name": "c", "env": [ip]}]});
         let record = Record { address: String::new(), ..record() };
         resolve(&pod(spec), &record, &place(), &There::default()).assignment
     };

@@ -56,7 +56,8 @@ async fn a_silent_host_is_not_ready_says_why_takes_nothing_and_keeps_its_pods_un
         .await;
     drop(agent);
     let node = controller.unreachable("n1").await;
-    let ready = node["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap();
+    let ready =
+        node["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap();
     assert_eq!((&ready["status"], &ready["reason"]), (&json!("Unknown"), &json!("NodeStatusUnknown")));
     let message = ready["message"].as_str().unwrap();
     assert!(message.ends_with("; its pods run on if the host does"), "{message}");

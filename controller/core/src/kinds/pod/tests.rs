@@ -252,10 +252,15 @@ fn what_berth_does_not_implement_is_refused_with_its_path() {
 #[test]
 fn a_port_of_the_host_is_one_containers_and_on_its_network_the_containers_own() {
     let ports = |of_host: bool, ports: Value| {
-        spec_errors(json!({"hostNetwork": of_host, "containers": [{"name": "c", "image": "i", "ports": ports}]}))
+        spec_errors(
+            json!({"hostNetwork": of_host, "containers": [{"name": "c", "image": "i", "ports": ports}]}),
+        )
     };
     let at = "spec.containers[0].ports";
-    assert_eq!(ports(false, json!([{"containerPort": 80, "hostPort": 8080, "hostIP": "192.0.2.1"}])), [""; 0]);
+    assert_eq!(
+        ports(false, json!([{"containerPort": 80, "hostPort": 8080, "hostIP": "192.0.2.1"}])),
+        [""; 0]
+    );
     let twice = json!([
         {"containerPort": 80, "hostPort": 8080}, {"containerPort": 81, "hostPort": 8080},
         {"containerPort": 81, "hostPort": 8080, "protocol": "UDP"},
@@ -264,7 +269,9 @@ fn a_port_of_the_host_is_one_containers_and_on_its_network_the_containers_own() 
     assert_eq!(ports(false, twice), [format!(r#"{at}[1].hostPort: Duplicate value: "TCP//8080""#)]);
     assert_eq!(
         ports(true, json!([{"containerPort": 80, "hostPort": 8080}])),
-        [format!("{at}[0].hostPort: Invalid value: 8080: must match `containerPort` when `hostNetwork` is true")]
+        [format!(
+            "{at}[0].hostPort: Invalid value: 8080: must match `containerPort` when `hostNetwork` is true"
+        )]
     );
     assert_eq!(ports(true, json!([{"containerPort": 80}])), [""; 0]);
     assert_eq!(
@@ -276,7 +283,8 @@ fn a_port_of_the_host_is_one_containers_and_on_its_network_the_containers_own() 
             ),
         ]
     );
-    let fine = json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet", "setHostnameAsFQDN": true});
+    let fine =
+        json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet", "setHostnameAsFQDN": true});
     assert_eq!(spec_errors(fine), [""; 0]);
 }
 

@@ -167,7 +167,8 @@ fn host_ports(containers: &At, on_host: bool) -> Errors {
         if host_port.is_zero() {
             continue;
         }
-        let wanted = format!("{}/{}/{}", port.get("protocol").str(), port.get("hostIP").str(), host_port.value);
+        let wanted =
+            format!("{}/{}/{}", port.get("protocol").str(), port.get("hostIP").str(), host_port.value);
         if taken.contains(&wanted) {
             errors.push(FieldError::duplicate(&host_port.path, wanted));
         } else {
