@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use berth_controller_core::claims::{DIRECTORY_PROVISIONER, Directories};
+use berth_controller_core::claims::{
+    Backend, DIRECTORY_PROVISIONER, Directories, Export, NFS_DRIVER, checked_export,
+};
 use berth_controller_core::kinds::names;
 use serde::Deserialize;
 
@@ -48,21 +50,29 @@ pub struct Given {
     /// A further name or address under which this controller is reached, for its certificate (repeatable)
     #[arg(long, value_name = "NAME")]
     pub advertise: Vec<String>,
-    /// Which directories stand behind which storage class provisioner; only in the file.
+    /// What stands behind which storage class provisioner; only in the file.
     #[arg(skip)]
     pub provisioner: Vec<Provisioner>,
 }
 
-/// `[[provisioner]]`: volumes of the classes that name it are directories below one directory.
+/// `[[provisioner]]`: volumes of the classes that name it are directories below one directory of the hosts, or of
+/// an NFS share.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Provisioner {
     pub name: String,
     /// Absolute, on the hosts.
-    pub directory: PathBuf,
+    pub directory: Option<PathBuf>,
     /// It is the same directory on every host (a mounted share): volumes are not pinned to one.
     #[serde(default)]
     pub shared: bool,
+    /// The NFS server's name or address, in place of `directory`.
+    pub server: Option<String>,
+    /// The path it exports.
+    pub share: Option<String>,
+    /// For classes without `mountOptions`.
+    #[serde(default)]
+    pub mount_options: Vec<String>,
 }
 
 /// What is in force.
@@ -75,7 +85,7 @@ pub struct Settings {
     pub service_cidr: String,
     pub cluster_domain: String,
     pub advertise: Vec<String>,
-    pub provisioners: BTreeMap<String, Directories>,
+    pub provisioners: BTreeMap<String, Backend>,
 }
 
 impl Given {
@@ -120,25 +130,45 @@ impl Given {
     }
 }
 
-fn provisioners(given: Vec<Provisioner>) -> Result<BTreeMap<String, Directories>, ConfigError> {
+fn provisioners(given: Vec<Provisioner>) -> Result<BTreeMap<String, Backend>, ConfigError> {
     let mut all = BTreeMap::new();
-    for Provisioner { name, directory, shared } in given {
-        let what = format!("provisioner {name:?}");
-        let invalid = |reason: &str| ConfigError::Invalid { what: what.clone(), reason: reason.to_owned() };
-        if name.is_empty() || name == DIRECTORY_PROVISIONER {
+    for one in given {
+        let name = one.name.clone();
+        let invalid = |reason: &str| ConfigError::Invalid {
+            what: format!("provisioner {name:?}"),
+            reason: reason.to_owned(),
+        };
+        if name.is_empty() || name == DIRECTORY_PROVISIONER || name == NFS_DRIVER {
             return Err(invalid("this name is not to be had"));
         }
-        let root = directory
-            .to_str()
-            .filter(|_| directory.is_absolute())
-            .filter(|_| !directory.components().any(|c| c == std::path::Component::ParentDir))
-            .ok_or_else(|| invalid("its directory must be an absolute path"))?;
-        let directories = Directories { root: root.to_owned(), shared };
-        if all.insert(name, directories).is_some() {
+        let backend = backend(one).map_err(|reason| invalid(&reason))?;
+        if all.insert(name.clone(), backend).is_some() {
             return Err(invalid("is given twice"));
         }
     }
     Ok(all)
+}
+
+fn backend(given: Provisioner) -> Result<Backend, String> {
+    let Provisioner { name: _, directory, shared, server, share, mount_options } = given;
+    match (directory, server, share) {
+        (Some(directory), None, None) if mount_options.is_empty() => {
+            let root = directory
+                .to_str()
+                .filter(|_| directory.is_absolute())
+                .filter(|_| !directory.components().any(|c| c == std::path::Component::ParentDir))
+                .ok_or("its directory must be an absolute path")?;
+            Ok(Backend::Directories(Directories { root: root.to_owned(), shared }))
+        }
+        (None, Some(server), Some(share)) if !shared => {
+            checked_export(Export { server, share, mount_options }).map(Backend::Export)
+        }
+        _ => {
+            Err("it needs either a directory (and perhaps shared), or the server and share of an NFS export \
+                  (and perhaps mount-options)"
+                .to_owned())
+        }
+    }
 }
 
 #[cfg(test)]
@@ -180,8 +210,31 @@ mod tests {
         let text = "[[provisioner]]\nname = 'bdqn'\ndirectory = '/srv/bdqn'\n
                     [[provisioner]]\nname = 'x/y'\ndirectory = '/mnt'\nshared = true\n";
         let settings = Given::default().over(parse(text).unwrap()).unwrap();
-        let expected = Directories { root: "/mnt".to_owned(), shared: true };
+        let expected = Backend::Directories(Directories { root: "/mnt".to_owned(), shared: true });
         assert_eq!((&settings.provisioners["x/y"], settings.provisioners.len()), (&expected, 2));
+    }
+
+    #[test]
+    fn a_provisioner_may_stand_for_an_nfs_share() {
+        let text = "[[provisioner]]\nname = 'bdqn'\nserver = 'nas'\nshare = '/nfsdata/'\nmount-options = ['nfsvers=4.1,hard']";
+        let settings = Given::default().over(parse(text).unwrap()).unwrap();
+        let expected = Backend::Export(Export {
+            server: "nas".to_owned(),
+            share: "/nfsdata".to_owned(),
+            mount_options: vec!["nfsvers=4.1".to_owned(), "hard".to_owned()],
+        });
+        assert_eq!(settings.provisioners["bdqn"], expected);
+        let refused = |text: &str| Given::default().over(parse(text).unwrap()).unwrap_err().to_string();
+        for (rest, why) in [
+            ("server = 'nas'", "either a directory"),
+            ("server = 'nas'\nshare = '/x'\ndirectory = '/x'", "either a directory"),
+            ("server = 'nas'\nshare = 'x'", "not an absolute path"),
+            ("server = 'n s'\nshare = '/x'", "neither a name nor an address"),
+            ("server = 'nas'\nshare = '/x/../y'", "has the part \"..\""),
+        ] {
+            let refused = refused(&format!("[[provisioner]]\nname = 'a'\n{rest}"));
+            assert!(refused.starts_with("provisioner \"a\":") && refused.contains(why), "{refused}");
+        }
     }
 
     #[test]
@@ -189,8 +242,8 @@ mod tests {
         let refused = parse("data_dir = '/x'").unwrap_err();
         assert!(refused.contains("unknown field `data_dir`") && refused.contains("`data-dir`"), "{refused}");
         assert!(refused.contains("line 1"), "{refused}");
-        let refused = parse("[[provisioner]]\nname = 'a'\ndirectory = '/a'\nshare = 1").unwrap_err();
-        assert!(refused.contains("unknown field `share`"), "{refused}");
+        let refused = parse("[[provisioner]]\nname = 'a'\ndirectory = '/a'\nshares = 1").unwrap_err();
+        assert!(refused.contains("unknown field `shares`"), "{refused}");
     }
 
     #[test]

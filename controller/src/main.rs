@@ -18,18 +18,14 @@ use berth_controller::objects::Objects;
 use berth_controller::pki::{AgentRequest, Pki, ServerNames};
 use berth_controller::reconcile::{self, events::Events, first_start};
 use berth_controller::services::{self, Allocations, Services};
-use berth_controller::store::{Scope, Store};
+use berth_controller::store::Store;
 use berth_controller::tokens::{TokenError, Tokens};
-use berth_controller_core::claims::{Directory, Provisioners};
-use berth_controller_core::kinds::node::NODE;
+use berth_controller_core::claims::Provisioners;
 use berth_controller_core::services::allocate::AddressRange;
 use berth_controller_schema::Schema;
-use berth_proto::volume_operation::{Source, Verb};
-use berth_proto::{DirectorySource, VolumeOperation};
 use berth_service::{self as service, Signals, Wish};
 use clap::{Parser, Subcommand};
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -164,7 +160,7 @@ async fn run(settings: Settings) -> Result<()> {
         grace: GRACE,
     };
     let nodes = Nodes::new(objects.clone(), services.clone(), events.clone(), config);
-    let hosts = Arc::new(Hosts { nodes: nodes.clone(), store: store.clone() });
+    let hosts = Arc::new(nodes.clone());
     let loops = reconcile::Context {
         objects: objects.clone(),
         events,
@@ -264,41 +260,6 @@ impl Join for Joining {
             info!(node, "a host has joined");
             Ok(Joined { certificate, authority: self.pki.authority_pem().to_owned() })
         })
-    }
-}
-
-/// Where the loops have directories removed.
-struct Hosts {
-    nodes: Nodes,
-    store: Store,
-}
-
-impl reconcile::Hosts for Hosts {
-    fn remove(&self, node: Option<String>, directory: Directory) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(async move {
-            let node = match node {
-                Some(node) => node,
-                None => self.any().ok_or("no host is connected")?,
-            };
-            let operation = VolumeOperation {
-                verb: Verb::Remove.into(),
-                source: Some(Source::Directory(DirectorySource {
-                    root: directory.root,
-                    name: directory.name,
-                    ..DirectorySource::default()
-                })),
-                ..VolumeOperation::default()
-            };
-            self.nodes.volume(&node, operation).await.map_err(|e| e.to_string())
-        })
-    }
-}
-
-impl Hosts {
-    /// A host that is connected.
-    fn any(&self) -> Option<String> {
-        let nodes = self.store.list(&Scope::all(NODE.plural)).objects;
-        nodes.iter().map(|node| &node.key.name).find(|name| self.nodes.connected(name)).cloned()
     }
 }
 

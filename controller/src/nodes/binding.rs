@@ -283,6 +283,12 @@ impl<'a> Attempt<'a> {
                 None => claims::bind_on(&claim.value, node, &self.storage().lend())?,
             };
             let volume_name = object::name(&binding.volume).to_owned();
+            for (name, revision) in &binding.beside {
+                // One of this very attempt has no revision yet, and is not on its way out.
+                if let Ok(revision) = revision.parse() {
+                    transaction = transaction.unchanged(Key::new(VOLUMES, "", name), revision);
+                }
+            }
             let key = Key::new(VOLUMES, "", &volume_name);
             let volume = if binding.new {
                 transaction = transaction.absent(key.clone());

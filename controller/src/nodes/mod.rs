@@ -17,6 +17,7 @@ mod scheduler;
 mod server;
 mod session;
 mod streams;
+mod usage;
 mod world;
 
 use std::collections::HashMap;
@@ -180,9 +181,11 @@ impl Nodes {
         self.sessions().contains_key(node)
     }
 
-    /// A node whose agent is connected, for what any of them can do.
-    pub fn any_connected(&self) -> Option<String> {
-        self.sessions().keys().min().cloned()
+    /// The nodes whose agents are connected, for what any of them may be able to do.
+    pub fn all_connected(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.sessions().keys().cloned().collect();
+        all.sort();
+        all
     }
 
     /// Says something to a node's agent.

@@ -27,7 +27,7 @@ use tonic::{Status, Streaming};
 use super::ledger::Ledger;
 use super::records::{self, Freed, Reporter};
 use super::world::{self, Name};
-use super::{Handle, Nodes, Out, pod_status};
+use super::{Handle, Nodes, Out, pod_status, usage};
 use crate::reconcile::events::{EventType, ObjectRef, Occurrence};
 use crate::store::{CommitError, Event, Expired, Key, Scope, Store, Transaction, Watch};
 
@@ -410,6 +410,7 @@ async fn hear(
             Some(FromAgent::OperationResult(result)) => {
                 nodes.inner.operations.answered(id, result);
             }
+            Some(FromAgent::VolumeUsage(report)) => usage::report(nodes, node, &report).await,
             Some(FromAgent::Hello(_)) => return Err(Ended::Refused("Hello comes once".to_owned())),
             Some(FromAgent::Heartbeat(_) | FromAgent::PodStatus(_)) | None => {}
         }

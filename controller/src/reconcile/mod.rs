@@ -17,7 +17,7 @@ pub mod volumes;
 
 use std::sync::Arc;
 
-use berth_controller_core::claims::{Directory, Provisioners};
+use berth_controller_core::claims::{Location, Provisioners};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
@@ -26,11 +26,20 @@ use events::{Events, Recorded};
 
 pub use first_start::first_start;
 
-/// Asks a host to do something to its directories.
+/// The end of a volume's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With all in it.
+    Remove,
+    /// Renamed to `archived-<name>`.
+    Archive,
+}
+
+/// Asks a host to do something to volumes' directories.
 pub trait Hosts: Send + Sync {
-    /// Removes a volume's directory and all in it; done already is success. `node` is the Node's name; None:
-    /// whichever host can. Fails, in words, if that host cannot be asked now.
-    fn remove(&self, node: Option<String>, directory: Directory) -> BoxFuture<'_, Result<(), String>>;
+    /// Ends a volume's directory; done already is success. `node` is the Node's name; None: whichever host can.
+    /// Fails, in words, if that host cannot be asked now.
+    fn end(&self, node: Option<String>, location: Location, end: End) -> BoxFuture<'_, Result<(), String>>;
 }
 
 /// Has what a pod needs on its host before it is made.

@@ -5,17 +5,19 @@
 
 use std::collections::HashSet;
 
-use berth_controller_core::claims::{self, Binding, Growth, Provisioners, Reclaim, Standing, Storage};
+use berth_controller_core::claims::{
+    self, Binding, Growth, OnDelete, Provisioners, Reclaim, Standing, Storage,
+};
 use berth_controller_core::identity;
 use berth_controller_core::kinds::{self, Kind};
 use berth_controller_core::object;
 use berth_controller_core::status::Status;
 use serde_json::Value;
 
-use super::Context;
 use super::events::{EventType, ObjectRef};
 use super::feed::{Seen, follow};
 use super::queue::{Next, Outcome, Queue};
+use super::{Context, End};
 use crate::objects::{DeleteOptions, Objects, key};
 use crate::store::{CommitError, EventKind, Key, Object, Revision, Scope, Store, Transaction};
 
@@ -26,6 +28,8 @@ const COMPONENT: &str = "persistentvolume-controller";
 const CLAIM_PROTECTION: &str = "kubernetes.io/pvc-protection";
 const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
 const WORKERS: usize = 8;
+/// Directories that are ended at the same time.
+const DISPOSERS: usize = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Work {
@@ -46,12 +50,14 @@ impl Shelf {
             claim["spec"]["volumeName"].as_str().unwrap_or_default().to_owned(),
             format!("pvc-{}", object::uid(claim)),
         ];
+        let classes: Vec<Value> =
+            store.list(&Scope::all(CLASSES)).objects.iter().map(|o| o.value()).collect();
+        let class = classes.iter().find(|class| object::name(class) == claims::class_name(claim));
+        // Its directory may be another volume's too.
+        let all = own[0].is_empty() && class.is_some_and(claims::patterned);
         let volumes = store.list(&Scope::all(VOLUMES.plural)).objects;
-        let concerns = |o: &&std::sync::Arc<Object>| own.contains(&o.key.name) || !mentions(o, BOUND);
-        Shelf {
-            volumes: volumes.iter().filter(concerns).map(|o| o.value()).collect(),
-            classes: store.list(&Scope::all(CLASSES)).objects.iter().map(|o| o.value()).collect(),
-        }
+        let concerns = |o: &&std::sync::Arc<Object>| all || own.contains(&o.key.name) || !mentions(o, BOUND);
+        Shelf { volumes: volumes.iter().filter(concerns).map(|o| o.value()).collect(), classes }
     }
 
     /// Calls `decide` with it.
@@ -80,7 +86,11 @@ pub fn stage_binding(
 ) -> Result<Transaction, Status> {
     let claim_key = key(CLAIMS, object::namespace(&binding.claim), object::name(&binding.claim));
     let volume_key = key(VOLUMES, "", object::name(&binding.volume));
-    let transaction = transaction.unchanged(claim_key.clone(), claim_revision).put(claim_key, binding.claim);
+    let mut transaction =
+        transaction.unchanged(claim_key.clone(), claim_revision).put(claim_key, binding.claim);
+    for (name, revision) in &binding.beside {
+        transaction = transaction.unchanged(key(VOLUMES, "", name), revision.parse().unwrap_or_default());
+    }
     if binding.new {
         let status = binding.volume["status"].clone();
         let mut volume = objects.stage_create(VOLUMES, "", binding.volume)?;
@@ -125,20 +135,31 @@ pub(super) async fn run(context: Context) {
             queue.add(Work::Volume(volume.key.name.clone()));
         }
     };
+    // Apart from the rest: a host or server that does not answer must not hold up anybody's claim.
+    let released: Queue<String> = Queue::new();
+    let disposals = {
+        let context = context.clone();
+        released.clone().run("released volumes", DISPOSERS, move |name| {
+            let context = context.clone();
+            async move { dispose(&context, &name).await }
+        })
+    };
     let work = {
         let context = context.clone();
+        let released = released.clone();
         queue.clone().run("volumes", WORKERS, move |work| {
-            let context = context.clone();
+            let (context, released) = (context.clone(), released.clone());
             async move {
                 match work {
                     Work::Claim { namespace, name } => claim(&context, &namespace, &name).await,
-                    Work::Volume(name) => volume(&context, &name).await,
+                    Work::Volume(name) => volume(&context, &released, &name).await,
                 }
             }
         })
     };
     tokio::join!(
         work,
+        disposals,
         follow(&store, Scope::all(CLAIMS.plural), |seen| match seen {
             Seen::All(claims) => {
                 claims.iter().for_each(|c| add_claim(&c.key.namespace, &c.key.name));
@@ -349,7 +370,7 @@ fn mentioned_by_pod(store: &Store, namespace: &str, claim: &str) -> bool {
     store.list(&Scope::namespaced("pods", namespace)).objects.iter().any(|pod| mentions(pod, &quoted))
 }
 
-async fn volume(context: &Context, name: &str) -> Outcome {
+async fn volume(context: &Context, released: &Queue<String>, name: &str) -> Outcome {
     let objects = &context.objects;
     let store = objects.store();
     let Some(stored) = store.get(&key(VOLUMES, "", name)) else { return Ok(Next::Event) };
@@ -379,32 +400,66 @@ async fn volume(context: &Context, name: &str) -> Outcome {
         // Its own event brings it back here.
         return Ok(Next::Event);
     }
-    if phase == "Released" && claims::reclaim(&value, &context.provisioners) == Reclaim::Remove {
-        return remove(context, &stored, value).await;
+    if phase == "Released"
+        && let Reclaim::Dispose(_) = claims::reclaim(&value, &context.provisioners)
+    {
+        released.add(stored.key.name.clone());
     }
     Ok(Next::Event)
 }
 
-/// Removes a released volume: first the directory on its host, then the object.
-async fn remove(context: &Context, stored: &Object, mut value: Value) -> Outcome {
+/// Disposes of a released volume: first of the directory, on its host or one that reaches the server; then of the
+/// object.
+async fn dispose(context: &Context, name: &str) -> Outcome {
     let store = context.objects.store();
-    let node = match claims::pinned_to(&value) {
-        None => Ok(None),
-        Some(host) => node_of(store, host).map(Some).ok_or_else(|| format!("node {host:?} is not there")),
+    let Some(stored) = store.get(&key(VOLUMES, "", name)) else { return Ok(Next::Event) };
+    let mut value = stored.value();
+    let Reclaim::Dispose(how) = claims::reclaim(&value, &context.provisioners) else {
+        return Ok(Next::Event);
     };
-    let removed = match (node, claims::directory(&value)) {
-        (Ok(node), Some(directory)) => context.hosts.remove(node, directory).await,
-        (Err(why), _) => Err(why),
-        (Ok(_), None) => Err("its source is not a directory".to_owned()),
+    let phase = value["status"]["phase"].as_str().unwrap_or_default();
+    if stored.meta.deleting || !matches!(phase, "Released" | "Failed") {
+        return Ok(Next::Event);
+    }
+    let about = ObjectRef::of(&value);
+    let (end, doing) = match how {
+        OnDelete::Delete => (Some(End::Remove), "removing"),
+        OnDelete::Archive => (Some(End::Archive), "archiving"),
+        OnDelete::Retain => (None, ""),
     };
-    if let Err(why) = removed {
-        let message = format!("removing the volume's directory: {why}");
-        let about = ObjectRef::of(&value);
+    // From here on no claim is given this directory: whoever would be sees that the volume is Released.
+    let volumes: Vec<Value> = match end {
+        Some(_) => store.list(&Scope::all(VOLUMES.plural)).objects.iter().map(|o| o.value()).collect(),
+        None => Vec::new(),
+    };
+    let volumes: Vec<&Value> = volumes.iter().collect();
+    let done = match (end, claims::used_by_another(&value, &volumes)) {
+        (None, _) => Ok(()),
+        (Some(_), Some(other)) => {
+            let message = format!("the directory stays as it is: volume {other:?} uses it");
+            context.events.record(&about, EventType::Normal, "VolumeDirectoryKept", &message, COMPONENT);
+            Ok(())
+        }
+        (Some(end), None) => {
+            let node = match claims::pinned_to(&value) {
+                None => Ok(None),
+                Some(host) => {
+                    node_of(store, host).map(Some).ok_or_else(|| format!("node {host:?} is not there"))
+                }
+            };
+            match (node, claims::location(&value)) {
+                (Ok(node), Ok(location)) => context.hosts.end(node, location, end).await,
+                (Err(why), _) | (_, Err(why)) => Err(why),
+            }
+        }
+    };
+    if let Err(why) = done {
+        let message = format!("{doing} the volume's directory: {why}");
         context.events.record(&about, EventType::Warning, "VolumeFailedDelete", &message, COMPONENT);
         if value["status"]["phase"] != "Failed" {
             set_phase(&mut value, "Failed");
             value["status"]["message"] = message.clone().into();
-            put(store, stored, value).await?;
+            put(store, &stored, value).await?;
         }
         return Err(message.into());
     }

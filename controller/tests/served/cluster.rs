@@ -8,9 +8,9 @@ use std::time::Duration;
 use berth_controller::eviction;
 use berth_controller::objects::{Objects, Options};
 use berth_controller::reconcile::events::Events;
-use berth_controller::reconcile::{self, Context, Hosts, Images};
+use berth_controller::reconcile::{self, Context, End, Hosts, Images};
 use berth_controller::store::{Object, Scope, Transaction};
-use berth_controller_core::claims::{Directory, Provisioners};
+use berth_controller_core::claims::{Location, Provisioners};
 use berth_controller_core::kinds::node::NODE;
 use berth_controller_core::kinds::pod::POD;
 use futures_util::future::BoxFuture;
@@ -32,7 +32,7 @@ pub struct Cluster {
 struct Obliging;
 
 impl Hosts for Obliging {
-    fn remove(&self, _node: Option<String>, _directory: Directory) -> BoxFuture<'_, Result<(), String>> {
+    fn end(&self, _: Option<String>, _: Location, _: End) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async { Ok(()) })
     }
 }

@@ -10,6 +10,7 @@ use super::persistent_volume_claim::{
     CLASS_ANNOTATION, access_modes, phase, storage, validate_access_modes, volume_mode,
 };
 use super::{Kind, Subresource, default, names};
+use crate::claims;
 use crate::field::{FieldError, Path};
 
 /// Where a volume may be. Berth knows a directory of one host (`local`), of every host (`hostPath`), and of an
@@ -42,7 +43,15 @@ pub static PERSISTENT_VOLUME: Kind = Kind {
             volume.insert("status".into(), json!({"phase": "Pending"}));
         }
     },
-    validate: |volume| validate_spec(&At::root(volume).get("spec")),
+    validate: |volume| {
+        let mut errors = validate_spec(&At::root(volume).get("spec"));
+        if errors.is_empty()
+            && let Err(why) = claims::location(volume)
+        {
+            errors.push(At::root(volume).get("spec").invalid(why));
+        }
+        errors
+    },
     validate_update,
     columns: &[
         columns::NAME,
@@ -254,6 +263,30 @@ mod tests {
         let mut relative = nfs();
         relative["nfs"]["path"] = "data".into();
         assert_eq!(errors(relative), [r#"spec.nfs.path: Invalid value: "data": must be an absolute path"#]);
+    }
+
+    #[test]
+    fn a_path_or_option_that_leads_elsewhere_is_refused() {
+        let refused = |change: fn(&mut Value)| {
+            let mut volume = nfs();
+            change(&mut volume);
+            errors(volume).join("; ")
+        };
+        assert!(refused(|v| v["nfs"]["path"] = "/data/../etc".into()).contains("has the part \"..\""));
+        assert!(refused(|v| v["nfs"]["server"] = "-o x".into()).contains("neither a name nor an address"));
+        assert!(refused(|v| v["mountOptions"] = json!(["remount,rw"])).contains("remount"));
+        let csi = |attributes: Value| {
+            let mut volume = nfs();
+            volume.as_object_mut().unwrap().remove("nfs");
+            volume["csi"] = json!({
+                "driver": "nfs.csi.k8s.io", "volumeHandle": "x", "volumeAttributes": attributes,
+            });
+            errors(volume).join("; ")
+        };
+        assert_eq!(csi(json!({"server": "nas", "share": "/", "subDir": "a/b"})), "");
+        assert!(csi(json!({"server": "nas", "share": "/", "subDir": "../b"})).contains("below the share"));
+        assert!(csi(json!({"server": "nas"})).contains("volumeAttributes.share is missing"));
+        assert!(csi(json!({"server": "nas", "share": "/", "mountPermissions": "rwx"})).contains("octal"));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::identity::Record;
 use crate::object;
 
 pub use images::images;
+pub use volumes::nfs_source;
 
 #[cfg(test)]
 mod tests;

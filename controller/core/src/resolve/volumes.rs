@@ -7,8 +7,9 @@ use base64::engine::general_purpose::STANDARD;
 use berth_proto::{DirectorySource, EmptyDir, File, Files, NfsSource, Volume, volume};
 use serde_json::Value;
 
-use super::{Sources, Subject, list, resources, strings, text, texts};
-use crate::{claims, object};
+use super::{Sources, Subject, list, resources, strings, text};
+use crate::claims::{self, Directory, Location, Nfs};
+use crate::object;
 
 pub(super) fn volumes(subject: &Subject, sources: &Sources) -> Vec<Volume> {
     list(&subject.pod["spec"]["volumes"]).map(|volume| resolve(volume, sources)).collect()
@@ -20,8 +21,10 @@ fn resolve(spec: &Value, sources: &Sources) -> Volume {
     let source = if spec["persistentVolumeClaim"].is_object() {
         let reference = &spec["persistentVolumeClaim"];
         volume.claim = text(&reference["claimName"]);
-        volume.read_only = reference["readOnly"] == true;
-        claim(&volume.claim, sources)
+        claim(&volume.claim, sources).map(|(source, read_only)| {
+            volume.read_only = read_only || reference["readOnly"] == true;
+            source
+        })
     } else if spec["configMap"].is_object() {
         config_map(&spec["configMap"], sources).map_err(|why| set_up_failed(&name, &why))
     } else if spec["secret"].is_object() {
@@ -51,7 +54,8 @@ fn set_up_failed(volume: &str, why: &str) -> String {
     format!("MountVolume.SetUp failed for volume {volume:?} : {why}")
 }
 
-fn claim(name: &str, sources: &Sources) -> Result<volume::Source, String> {
+/// The source, and whether it may only be read.
+fn claim(name: &str, sources: &Sources) -> Result<(volume::Source, bool), String> {
     let claim = sources
         .own("persistentvolumeclaims", name)
         .ok_or_else(|| format!("persistentvolumeclaim {name:?} not found"))?;
@@ -68,38 +72,31 @@ fn claim(name: &str, sources: &Sources) -> Result<volume::Source, String> {
     source_of(&volume).map_err(|why| format!("MountVolume.SetUp failed for volume {volume_name:?} : {why}"))
 }
 
-fn source_of(volume: &Value) -> Result<volume::Source, String> {
-    let spec = &volume["spec"];
-    if let Some(directory) = claims::directory(volume) {
-        if directory.root.split('/').any(|part| part == "..") {
-            return Err("its path must not contain \"..\"".to_owned());
+fn source_of(volume: &Value) -> Result<(volume::Source, bool), String> {
+    Ok(match claims::location(volume)? {
+        Location::Directory(Directory { root, name }) => {
+            (volume::Source::Directory(DirectorySource { root, name, mode: 0 }), false)
         }
-        let claims::Directory { root, name } = directory;
-        return Ok(volume::Source::Directory(DirectorySource { root, name, mode: 0 }));
+        Location::Nfs(nfs) => {
+            let read_only = nfs.read_only;
+            (volume::Source::Nfs(nfs_source(*nfs)), read_only)
+        }
+    })
+}
+
+/// As the hosts are told of it.
+pub fn nfs_source(nfs: Nfs) -> NfsSource {
+    NfsSource {
+        server: nfs.server,
+        share: nfs.share,
+        sub_dir: nfs.sub_dir,
+        mount_options: nfs.mount_options,
+        mode: nfs.mode,
+        make: nfs.make,
+        new_mode: nfs.new_mode,
+        uid: nfs.uid,
+        gid: nfs.gid,
     }
-    if spec["nfs"].is_object() {
-        return Ok(volume::Source::Nfs(NfsSource {
-            server: text(&spec["nfs"]["server"]),
-            share: text(&spec["nfs"]["path"]),
-            sub_dir: String::new(),
-            mount_options: texts(&spec["mountOptions"]),
-            mode: 0,
-        }));
-    }
-    if spec["csi"]["driver"] == "nfs.csi.k8s.io" {
-        let attributes = &spec["csi"]["volumeAttributes"];
-        return Ok(volume::Source::Nfs(NfsSource {
-            server: text(&attributes["server"]),
-            share: text(&attributes["share"]),
-            sub_dir: text(&attributes["subDir"]),
-            mount_options: texts(&spec["mountOptions"]),
-            mode: attributes["mountPermissions"]
-                .as_str()
-                .and_then(|mode| u32::from_str_radix(mode, 8).ok())
-                .unwrap_or(0),
-        }));
-    }
-    Err("its kind is not supported by Berth yet (local, hostPath, nfs and nfs.csi.k8s.io are)".to_owned())
 }
 
 fn config_map(source: &Value, sources: &Sources) -> Result<volume::Source, String> {

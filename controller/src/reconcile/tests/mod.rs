@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use berth_controller_core::claims::{Directories, Directory, Provisioners, Standing, bind_on, standing};
+use berth_controller_core::claims::{
+    Backend, Directories, Directory, Export, Location, Provisioners, Standing, bind_on, standing,
+};
 use berth_controller_core::kinds::{self, Kind};
 use berth_controller_core::object;
 use berth_controller_schema::Schema;
@@ -21,7 +23,7 @@ use tokio::task::JoinHandle;
 use super::events::Events;
 use super::feed::{Seen, follow};
 use super::volumes::{Shelf, stage_binding};
-use super::{Context, Hosts, Images, first_start};
+use super::{Context, End, Hosts, Images, first_start};
 use crate::objects::{DeleteOptions, Objects, Options, Propagation, key};
 use crate::store::{EventKind, Key, Scope, Store, Transaction};
 
@@ -40,22 +42,22 @@ struct Orders {
     stuck: Mutex<HashSet<String>>,
 }
 
-/// Hosts that remember what they were asked to remove.
+/// Hosts that remember what they were asked to end.
 #[derive(Default)]
 struct FakeHosts {
-    removed: Mutex<Vec<(Option<String>, Directory)>>,
+    ended: Mutex<Vec<(Option<String>, Location, End)>>,
     /// What they answer instead.
     refuse: Mutex<Option<String>>,
 }
 
 impl Hosts for FakeHosts {
-    fn remove(&self, node: Option<String>, directory: Directory) -> BoxFuture<'_, Result<(), String>> {
+    fn end(&self, node: Option<String>, location: Location, end: End) -> BoxFuture<'_, Result<(), String>> {
         let refusal = self.refuse.lock().unwrap().clone();
         Box::pin(async move {
             match refusal {
                 Some(why) => Err(why),
                 None => {
-                    self.removed.lock().unwrap().push((node, directory));
+                    self.ended.lock().unwrap().push((node, location, end));
                     Ok(())
                 }
             }
@@ -106,11 +108,15 @@ impl World {
         objects.create(&kinds::node::NODE, "", node, &Options::default()).await.unwrap();
         let hosts = Arc::new(FakeHosts::default());
         let images = Arc::new(FakeImages::default());
-        let mapped = Directories { root: "/srv/bdqn".to_owned(), shared: false };
+        let mapped = Backend::Directories(Directories { root: "/srv/bdqn".to_owned(), shared: false });
+        let export = Export { server: "nas".into(), share: "/export".into(), ..Export::default() };
         let context = Context {
             objects: objects.clone(),
             events: Events::new().0,
-            provisioners: Arc::new(Provisioners::new([("bdqn".to_owned(), mapped)])),
+            provisioners: Arc::new(Provisioners::new([
+                ("bdqn".to_owned(), mapped),
+                ("subdir".to_owned(), Backend::Export(export)),
+            ])),
             hosts: hosts.clone(),
             images: images.clone(),
         };

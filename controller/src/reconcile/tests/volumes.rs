@@ -38,7 +38,8 @@ async fn a_claim_in_use_goes_when_its_pod_does_and_its_directory_is_removed_on_t
     world
         .until("claim and volume are gone", |w| w.names(CLAIMS).is_empty() && w.names(VOLUMES).is_empty())
         .await;
-    assert_eq!(*world.hosts.removed.lock().unwrap(), [(Some("a".to_owned()), directory)]);
+    let ended = (Some("a".to_owned()), Location::Directory(directory), End::Remove);
+    assert_eq!(*world.hosts.ended.lock().unwrap(), [ended]);
 }
 
 #[tokio::test]
@@ -71,7 +72,7 @@ async fn a_retained_volume_is_released_and_its_directory_stays() {
     assert!(object::deleting(&world.get(VOLUMES, "disk")), "a bound volume is protected");
     world.delete(CLAIMS, "mine", None).await;
     world.until("both are gone", |w| w.names(VOLUMES).is_empty() && w.names(CLAIMS).is_empty()).await;
-    assert!(world.hosts.removed.lock().unwrap().is_empty());
+    assert!(world.hosts.ended.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -120,7 +121,7 @@ async fn a_pod_removed_by_force_keeps_its_claims_until_its_host_says_it_has_stop
     world.delete(CLAIMS, "data-web-0", None).await;
     world.rest().await;
     assert_eq!(world.names(CLAIMS), ["data-web-0"]);
-    assert!(world.hosts.removed.lock().unwrap().is_empty());
+    assert!(world.hosts.ended.lock().unwrap().is_empty());
     store.commit(Transaction::new().delete(identity)).await.unwrap();
     world
         .until("claim and volume are gone", |w| w.names(CLAIMS).is_empty() && w.names(VOLUMES).is_empty())
@@ -138,4 +139,90 @@ async fn a_claim_that_asks_for_more_gets_it() {
         .until("it has more", |w| w.get(CLAIMS, "data-web-0")["status"]["capacity"]["storage"] == "3Gi")
         .await;
     assert_eq!(world.get(VOLUMES, &world.names(VOLUMES)[0])["spec"]["capacity"]["storage"], "3Gi");
+}
+
+fn nfs_class(name: &str, provisioner: &str, parameters: Value) -> Value {
+    json!({"metadata": {"name": name}, "provisioner": provisioner, "parameters": parameters})
+}
+
+fn nfs_claim(name: &str, class: &str) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}},
+                 "storageClassName": class},
+    })
+}
+
+/// The paths on servers of the directories that were ended, and how.
+fn ended(world: &World) -> Vec<(String, End)> {
+    let path = |location: &Location| match location {
+        Location::Nfs(nfs) => format!("{}:{}", nfs.server, nfs.full_path()),
+        Location::Directory(directory) => directory.name.clone(),
+    };
+    world.hosts.ended.lock().unwrap().iter().map(|(_, location, end)| (path(location), *end)).collect()
+}
+
+#[tokio::test]
+async fn an_nfs_claim_is_bound_without_a_pod_and_its_directory_archived_by_any_host() {
+    let world = World::new().await;
+    let classes = &kinds::storage_class::STORAGE_CLASS;
+    world.create(classes, "", nfs_class("nas", "subdir", json!({}))).await;
+    world.create(CLAIMS, "default", nfs_claim("data", "nas")).await;
+    world.until("it is bound", |w| phase(&w.get(CLAIMS, "data")) == "Bound").await;
+    let volume = world.get(CLAIMS, "data")["spec"]["volumeName"].as_str().unwrap().to_owned();
+    assert_eq!(world.get(VOLUMES, &volume)["spec"]["nfs"]["path"], format!("/export/default-data-{volume}"));
+    world.delete(CLAIMS, "data", None).await;
+    world.until("the volume is gone", |w| w.names(VOLUMES).is_empty()).await;
+    assert_eq!(ended(&world), [(format!("nas:/export/default-data-{volume}"), End::Archive)]);
+}
+
+#[tokio::test]
+async fn a_directory_that_two_volumes_have_goes_with_the_last_of_them() {
+    let world = World::new().await;
+    let classes = &kinds::storage_class::STORAGE_CLASS;
+    let parameters = json!({"server": "nas", "share": "/", "subDir": "shared/${pvc.metadata.namespace}"});
+    world.create(classes, "", nfs_class("one", "nfs.csi.k8s.io", parameters)).await;
+    for name in ["first", "second"] {
+        world.create(CLAIMS, "default", nfs_claim(name, "one")).await;
+        world.until("it is bound", |w| phase(&w.get(CLAIMS, name)) == "Bound").await;
+    }
+    world.delete(CLAIMS, "first", None).await;
+    world.until("its volume is gone", |w| w.names(VOLUMES).len() == 1).await;
+    assert_eq!(ended(&world), []);
+    world.until("it is told", |w| w.events("VolumeDirectoryKept").len() == 1).await;
+    world.delete(CLAIMS, "second", None).await;
+    world.until("its volume is gone too", |w| w.names(VOLUMES).is_empty()).await;
+    assert_eq!(ended(&world), [("nas:/shared/default".to_owned(), End::Remove)]);
+}
+
+#[tokio::test]
+async fn a_claim_is_not_given_a_directory_that_is_about_to_be_removed() {
+    let world = World::new().await;
+    let classes = &kinds::storage_class::STORAGE_CLASS;
+    let parameters = json!({"server": "nas", "share": "/", "subDir": "${pvc.metadata.name}"});
+    world.create(classes, "", nfs_class("named", "nfs.csi.k8s.io", parameters)).await;
+    world.create(CLAIMS, "default", nfs_claim("data", "named")).await;
+    world.until("it is bound", |w| phase(&w.get(CLAIMS, "data")) == "Bound").await;
+    *world.hosts.refuse.lock().unwrap() = Some("the server does not answer".to_owned());
+    world.delete(CLAIMS, "data", None).await;
+    world.until("it is told", |w| !w.events("VolumeFailedDelete").is_empty()).await;
+    world.create(CLAIMS, "default", nfs_claim("data", "named")).await;
+    world
+        .until("it waits", |w| w.events("ProvisioningFailed").iter().any(|m| m.contains("is being deleted")))
+        .await;
+    *world.hosts.refuse.lock().unwrap() = None;
+    world.until("the next one is bound", |w| phase(&w.get(CLAIMS, "data")) == "Bound").await;
+    assert_eq!(ended(&world).len(), 1);
+}
+
+#[tokio::test]
+async fn a_class_that_cannot_be_carried_out_says_what_is_wrong_with_it() {
+    let world = World::new().await;
+    let classes = &kinds::storage_class::STORAGE_CLASS;
+    let parameters = json!({"server": "nas", "share": "/", "subDir": "../${pvc.metadata.name}"});
+    world.create(classes, "", nfs_class("bad", "nfs.csi.k8s.io", parameters)).await;
+    world.create(CLAIMS, "default", nfs_claim("data", "bad")).await;
+    world.until("it is told", |w| !w.events("ProvisioningFailed").is_empty()).await;
+    assert!(world.events("ProvisioningFailed")[0].contains("below the share"));
+    assert!(world.names(VOLUMES).is_empty());
 }

@@ -1,0 +1,70 @@
+//! What becomes of a volume whose claim is gone.
+
+use serde_json::Value;
+
+use super::location::{self, Location, Nfs, ON_DELETE};
+use super::{NFS_DRIVER, OnDelete, PROVISIONED_BY, Provisioners};
+use crate::object;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reclaim {
+    /// Its phase becomes Released; a person decides.
+    Keep,
+    /// This is done to the directory; then the object goes.
+    Dispose(OnDelete),
+}
+
+/// What becomes of this volume once its claim is gone. Only what a provisioner known here has made is touched.
+pub fn reclaim(volume: &Value, provisioners: &Provisioners) -> Reclaim {
+    let known = object::annotation(volume, PROVISIONED_BY).is_some_and(|p| provisioners.get(p).is_some());
+    if known && volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete" {
+        Reclaim::Dispose(on_delete(volume))
+    } else {
+        Reclaim::Keep
+    }
+}
+
+/// Its end may take the directory away.
+pub(super) fn disposes(volume: &Value) -> bool {
+    object::annotation(volume, PROVISIONED_BY).is_some()
+        && volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
+        && on_delete(volume) != OnDelete::Retain
+}
+
+fn on_delete(volume: &Value) -> OnDelete {
+    let csi = &volume["spec"]["csi"];
+    if csi["driver"] == NFS_DRIVER {
+        let attributes = csi["volumeAttributes"].as_object().into_iter().flatten();
+        let mut of_class = attributes.filter(|(key, _)| key.eq_ignore_ascii_case("onDelete"));
+        // Older volumes of the driver's have it in their handle only.
+        let handle = csi["volumeHandle"].as_str().and_then(|handle| handle.split('#').nth(4));
+        let text = of_class.next().and_then(|(_, value)| value.as_str()).or(handle).unwrap_or_default();
+        return OnDelete::read(text).unwrap_or(OnDelete::Delete);
+    }
+    let of_class = object::annotation(volume, ON_DELETE).and_then(OnDelete::read);
+    // One that nfs-subdir-external-provisioner made: archiving is its own default, and loses nothing.
+    let usual = if volume["spec"]["nfs"].is_object() { OnDelete::Archive } else { OnDelete::Delete };
+    of_class.unwrap_or(usual)
+}
+
+/// Another volume that would lose its data with this one's directory. Of several whose end has come, the one with
+/// the last name is left to do it.
+pub fn used_by_another<'a>(volume: &Value, volumes: &[&'a Value]) -> Option<&'a str> {
+    let own = nfs(volume)?;
+    let name = object::name(volume);
+    let others = volumes.iter().filter(|other| object::name(other) != name);
+    let mut users = others.filter(|other| {
+        let ends =
+            matches!(other["status"]["phase"].as_str(), Some("Released" | "Failed")) && disposes(other);
+        let counts = !ends || object::name(other) > name;
+        counts && nfs(other).is_some_and(|there| there.lies_in(&own))
+    });
+    users.next().map(|other| object::name(other))
+}
+
+fn nfs(volume: &Value) -> Option<Box<Nfs>> {
+    match location::location(volume) {
+        Ok(Location::Nfs(nfs)) => Some(nfs),
+        _ => None,
+    }
+}
