@@ -30,6 +30,11 @@ fn an_image_comes_from_a_private_registry_with_its_credentials_and_only_with_the
     kubectl.apply(&manifest).unwrap();
     cluster.ready("allowed").unwrap();
     cluster.event("allowed", "Pulled", "Successfully pulled image").unwrap();
+    let pulled = "involvedObject.name=allowed,reason=Pulled";
+    let pulled =
+        kubectl.args(&["get", "events", "--field-selector", pulled, "-o", "jsonpath={..message}"]).unwrap();
+    let size = pulled.split("Image size: ").nth(1).and_then(|rest| rest.split(' ').next());
+    assert!(size.is_some_and(|size| size.parse().is_ok_and(|bytes: u64| bytes > 100_000)), "{pulled}");
     let id = kubectl.field("pod allowed", ".status.containerStatuses[0].imageID").unwrap();
     assert!(id.contains("@sha256:"), "{id}");
 

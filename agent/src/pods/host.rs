@@ -173,7 +173,7 @@ impl RealHost {
                 let (runtime, name) = (self.runtime.clone(), image.clone());
                 let pull = async move { runtime.pull_image(&name, &credentials).await };
                 let image = to_its_end(pull).await.map_err(image_fault)?;
-                let pull = Pull { took: begun.elapsed(), size: 0 };
+                let pull = Pull { took: begun.elapsed(), size: image.size };
                 return Ok(self.here(uid, container, image, Some(pull)));
             }
             Step::Create { container, attempt } => {

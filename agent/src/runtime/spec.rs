@@ -340,6 +340,7 @@ pub(crate) mod tests {
                 id: "i".into(),
                 digest: "d".into(),
                 chain_id: "c".into(),
+                size: 0,
                 config,
                 accounts: Arc::new(Accounts::default()),
             }),

@@ -89,6 +89,8 @@ pub struct Image {
     pub digest: String,
     /// The top snapshot.
     pub chain_id: String,
+    /// Bytes of its configuration and layers, as the registry has them.
+    pub size: u64,
     /// What the image says about its process.
     pub config: ImageProcess,
     /// Its users and groups.

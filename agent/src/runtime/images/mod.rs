@@ -260,6 +260,10 @@ impl Runtime {
             id: format!("{repository}@{}", target.digest),
             digest: target.digest.clone(),
             chain_id,
+            size: std::iter::once(&config)
+                .chain(&manifest.layers)
+                .map(|blob| blob.size.max(0).unsigned_abs())
+                .sum(),
             config: ImageProcess {
                 entrypoint: process.entrypoint.unwrap_or_default(),
                 cmd: process.cmd.unwrap_or_default(),
