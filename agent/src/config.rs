@@ -133,6 +133,11 @@ impl Given {
         toml::from_str(&text).map_err(|e| ConfigError::Parse { path: path.to_owned(), reason: e.to_string() })
     }
 
+    /// The run directory alone: what a command needs that talks to the running agent.
+    pub fn run_dir_over(self, file: Given) -> PathBuf {
+        self.run_dir.or(file.run_dir).unwrap_or_else(|| RUN_DIR.into())
+    }
+
     /// These flags, over what a file says, over the defaults. `host_name` is this machine's.
     pub fn over(self, file: Given, host_name: &str) -> Result<Settings, ConfigError> {
         let invalid = |what, reason: String| Err(ConfigError::Invalid { what, reason });
@@ -191,6 +196,19 @@ impl Given {
             }
         }
         Ok(settings)
+    }
+}
+
+impl Settings {
+    /// The log writer's program: as configured, or beside this one.
+    pub fn log_writer(&self) -> Result<PathBuf, ConfigError> {
+        let beside = || std::env::current_exe().map(|exe| exe.with_file_name("berth-log-writer"));
+        let found = self.log_writer.clone().map_or_else(beside, Ok);
+        let path = found.as_ref().ok().cloned().unwrap_or_default();
+        found.and_then(|path| path.canonicalize()).map_err(|error| ConfigError::Invalid {
+            what: "log-writer",
+            reason: format!("{}: {error}", path.display()),
+        })
     }
 }
 

@@ -154,6 +154,11 @@ pub async fn credentials(
     Ok(Credentials { authority: answer.authority, certificate: answer.certificate, key: key.serialize_pem() })
 }
 
+/// The credentials this host has, if it has joined.
+pub fn joined(data_dir: &Path, node: &str) -> Result<Option<Credentials>, JoinError> {
+    existing(&data_dir.join("pki"), node)
+}
+
 fn existing(directory: &Path, node: &str) -> Result<Option<Credentials>, JoinError> {
     let read = |name: &str| {
         let path = directory.join(name);

@@ -4,6 +4,7 @@
 //! top what it is for and what it must never do.
 
 pub mod cgroup;
+pub mod check;
 pub mod config;
 pub mod join;
 pub mod logs;
@@ -18,3 +19,4 @@ pub mod session;
 pub mod state;
 pub mod streams;
 pub mod volumes;
+pub mod waiting;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow, bail};
 use berth_agent::cgroup::Cgroups;
 use berth_agent::config::{Given, Settings};
 use berth_agent::join;
@@ -14,9 +14,11 @@ use berth_agent::node_status::{self, Host};
 use berth_agent::pods::{Pods, PodsConfig};
 use berth_agent::runtime::{Runtime, RuntimeConfig};
 use berth_agent::session::Session;
+use berth_agent::waiting::{self, Answering};
 use berth_agent_core::network::zone::SERVER;
 use berth_service::{self as service, Signals, Wish};
 use clap::{Parser, Subcommand};
+use jiff::SignedDuration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -43,18 +45,96 @@ enum Command {
         #[command(flatten)]
         given: Box<Given>,
     },
+    /// Wait until a pod is Ready. Exit code 0: it is; 1: not within the time
+    WaitReady {
+        #[arg(value_name = "NAMESPACE/POD")]
+        pod: String,
+        /// How long to wait
+        #[arg(long, value_name = "DURATION", default_value = "60s")]
+        timeout: SignedDuration,
+        /// The running agent's configuration file [default: /etc/berth/agent.toml, if it is there]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The running agent's [default: /run/berth]
+        #[arg(long, value_name = "DIR")]
+        run_dir: Option<PathBuf>,
+    },
+    /// Say what is missing or wrong on this host, and how to mend it. Exit code 1: something is wrong
+    Check {
+        /// The configuration file [default: /etc/berth/agent.toml, if it is there]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        given: Box<Given>,
+    },
 }
 
+/// Where a packaged agent has its settings.
+const CONFIG: &str = "/etc/berth/agent.toml";
+
 fn main() -> ExitCode {
-    let Command::Run { config, given } = Cli::parse().command;
-    service::init_logging();
-    match settings(config.as_deref(), *given).and_then(start) {
+    let done = match Cli::parse().command {
+        Command::Run { config, given } => {
+            service::init_logging();
+            settings(config.as_deref(), *given).and_then(start)
+        }
+        Command::WaitReady { pod, timeout, config, run_dir } => wait_ready(&pod, timeout, config, run_dir),
+        Command::Check { config, given } => match check(config, *given) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("berth-agent: {e:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// The file that is named, or a packaged agent's if there is one.
+fn usual(config: Option<PathBuf>) -> Option<PathBuf> {
+    config.or_else(|| Some(PathBuf::from(CONFIG)).filter(|path| path.exists()))
+}
+
+fn wait_ready(
+    pod: &str,
+    timeout: SignedDuration,
+    config: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+) -> Result<()> {
+    let Some((namespace, name)) = pod.split_once('/').filter(|(n, p)| !n.is_empty() && !p.is_empty()) else {
+        bail!("{pod:?} is not NAMESPACE/POD");
+    };
+    let limit = Duration::try_from(timeout).context("--timeout must not be negative")?;
+    let file = usual(config).map(|path| Given::read(&path)).transpose()?.unwrap_or_default();
+    let run_dir = Given { run_dir, ..Given::default() }.run_dir_over(file);
+    let told = |says: &str| eprintln!("{pod}: {says}");
+    light_runtime()?
+        .block_on(waiting::wait_ready(&run_dir, namespace, name, limit, told))
+        .map_err(|why| anyhow!("{pod}: {why}"))
+}
+
+fn check(config: Option<PathBuf>, given: Given) -> Result<bool> {
+    let config = usual(config);
+    let from = config.as_ref().map_or("flags and defaults".to_owned(), |path| path.display().to_string());
+    let (settings, from) = match settings(config.as_deref(), given.clone()) {
+        Ok(settings) => (settings, Ok(from)),
+        Err(error) => {
+            // The rest can be looked at all the same.
+            let controller = given.controller.or(Some("127.0.0.1:6444".to_owned()));
+            let defaults = Given { controller, node_name: Some("unknown".to_owned()), ..Given::default() };
+            (defaults.over(Given::default(), "")?, Err(format!("{error:#}")))
+        }
+    };
+    let findings = light_runtime()?.block_on(berth_agent::check::findings(&settings, from));
+    Ok(service::check::tell(findings, &mut std::io::stdout().lock())?)
+}
+
+fn light_runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")
 }
 
 fn settings(config: Option<&Path>, flags: Given) -> Result<Settings> {
@@ -94,7 +174,7 @@ async fn run(settings: Settings) -> Result<()> {
         credentials = credentials(&settings) => credentials?,
     };
 
-    let writer = log_writer(&settings)?;
+    let writer = settings.log_writer()?;
     let exec_dir = settings.run_dir.join("exec");
     let mut runtime = RuntimeConfig::new(&settings.containerd, writer, exec_dir);
     if !settings.image_namespaces.is_empty() {
@@ -156,6 +236,8 @@ async fn run(settings: Settings) -> Result<()> {
     let names = dns::Server::new(known.clone(), Resolvers::of_host());
     tokio::spawn(names.run((SERVER, dns::PORT).into(), shutdown.clone()));
     let watching = tokio::spawn(host.watch(status, shutdown.clone()));
+    let answering = Answering { pods: pods.clone(), network: known.clone() };
+    tokio::spawn(answering.run(settings.run_dir.clone(), shutdown.clone()));
     let session = Session {
         controller: settings.controller,
         credentials,
@@ -208,13 +290,4 @@ async fn credentials(settings: &Settings) -> Result<join::Credentials> {
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-/// The log writer's program: as configured, or beside this one.
-fn log_writer(settings: &Settings) -> Result<PathBuf> {
-    let path = match &settings.log_writer {
-        Some(path) => path.clone(),
-        None => std::env::current_exe().context("this program's path")?.with_file_name("berth-log-writer"),
-    };
-    path.canonicalize().with_context(|| format!("the log writer {} (--log-writer)", path.display()))
 }

@@ -102,6 +102,11 @@ async fn answer(connection: tokio::net::UnixStream, tokens: &Tokens) -> io::Resu
     writer.write_all(text.as_bytes()).await
 }
 
+/// Whether a controller runs on a data directory.
+pub fn answers(data_dir: &Path) -> bool {
+    File::open(data_dir).and_then(|directory| UnixStream::connect(short(&directory))).is_ok()
+}
+
 /// Asks the controller that runs on a data directory for a join token. Blocks.
 pub fn create_token(data_dir: &Path, node: Option<&str>, life: Duration) -> Result<String, ControlError> {
     let not_running = |error| ControlError::NotRunning { data_dir: data_dir.to_owned(), error };

@@ -54,7 +54,18 @@ enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// Say what is missing or wrong on this host, and how to mend it. Exit code 1: something is wrong
+    Check {
+        /// The configuration file [default: /etc/berth/controller.toml, if it is there]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        given: Given,
+    },
 }
+
+/// Where a packaged controller has its settings.
+const CONFIG: &str = "/etc/berth/controller.toml";
 
 #[derive(Subcommand)]
 enum TokenCommand {
@@ -87,6 +98,11 @@ fn main() -> ExitCode {
             settings(config.as_deref(), given)
                 .and_then(|settings| create_token(&settings.data_dir, node.as_deref(), ttl))
         }
+        Command::Check { config, given } => match check(config, given) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -95,6 +111,23 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The file that is named, or a packaged controller's if there is one.
+fn usual(config: Option<PathBuf>) -> Option<PathBuf> {
+    config.or_else(|| Some(PathBuf::from(CONFIG)).filter(|path| path.exists()))
+}
+
+fn check(config: Option<PathBuf>, given: Given) -> Result<bool> {
+    let config = usual(config);
+    let from = config.as_ref().map_or("flags and defaults".to_owned(), |path| path.display().to_string());
+    let (settings, from) = match settings(config.as_deref(), given) {
+        Ok(settings) => (settings, Ok(from)),
+        // The rest can be looked at all the same.
+        Err(error) => (Given::default().over(Given::default())?, Err(format!("{error:#}"))),
+    };
+    let findings = berth_controller::check::findings(&settings, from);
+    Ok(service::check::tell(findings, &mut std::io::stdout().lock())?)
 }
 
 fn create_token(data_dir: &Path, node: Option<&str>, ttl: SignedDuration) -> Result<()> {

@@ -428,6 +428,14 @@ fn at(path: &Path, error: io::Error) -> PkiError {
     PkiError::Io { path: path.to_owned(), error }
 }
 
+/// From when to when a certificate is good, in Unix seconds; `text` is one of `pki/*.pem`.
+pub fn validity_of(text: &str) -> Result<(i64, i64), String> {
+    let pair = Pair::parse(text)?;
+    let (_, parsed) = X509Certificate::from_der(&pair.certificate).map_err(|e| e.to_string())?;
+    let validity = parsed.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -2,6 +2,8 @@
 //!
 //! It must never keep a daemon from starting: where no service manager listens, nothing is said.
 
+pub mod check;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, IsTerminal as _};

@@ -23,6 +23,11 @@ use crate::{
     runtime::spec::{quota, shares},
 };
 
+/// The hierarchies that are mounted: whether each is of version 2, and its controllers.
+pub fn mounted() -> io::Result<Vec<(bool, Vec<String>)>> {
+    Ok(hierarchies()?.into_iter().map(|hierarchy| (hierarchy.v2, hierarchy.controllers)).collect())
+}
+
 /// What went wrong, with the path.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{what}: {cause}")]

@@ -37,6 +37,14 @@ pub struct Surroundings {
     pub clock: Clock,
     pub host_ips: Arc<[String]>,
     pub host_ports: HostPorts,
+    /// Counts whatever changes what the front shows of any pod.
+    pub changes: watch::Sender<u64>,
+}
+
+impl Surroundings {
+    pub fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
 }
 
 /// What the front and the driver of a pod share.
@@ -334,9 +342,11 @@ impl Driver {
         self.around.host_ports.put(&self.shared.pod.uid, &self.assignment, ips);
         let news = self.publisher.publish(status);
         let mut view = self.shared.view();
+        let before = (view.gone, view.stopping);
         view.gone = self.observed.gone;
         view.stopping = self.observed.stop.is_some();
         view.assignment = (!self.unknown).then(|| self.assignment.clone());
+        let mut changed = before != (view.gone, view.stopping);
         if view.names.is_empty() || news.is_some() {
             let specs = self.assignment.init_containers.iter().chain(&self.assignment.containers);
             view.names = specs.map(|spec| spec.name.clone()).collect();
@@ -360,12 +370,18 @@ impl Driver {
                 }
             }
         }
-        if let Some(status) = news {
-            view.status.clone_from(&status);
-            drop(view);
-            if !self.unknown {
-                self.around.outbox.status(status);
-            }
+        // One that was taken up again may have nothing new to say, and yet is shown.
+        let shown = news.as_ref().or(self.publisher.last()).filter(|status| view.status != **status);
+        if let Some(status) = shown {
+            view.status.clone_from(status);
+            changed = true;
+        }
+        drop(view);
+        if changed {
+            self.around.changed();
+        }
+        if let Some(status) = news.filter(|_| !self.unknown) {
+            self.around.outbox.status(status);
         }
     }
 

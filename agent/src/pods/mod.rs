@@ -38,6 +38,7 @@ use crate::network::{HostPorts, Network};
 use crate::runtime::Runtime;
 use crate::state::{State, StateError};
 use crate::volumes::Volumes;
+use crate::waiting::Standing;
 
 /// A volume operation is given this long.
 const OPERATION: Duration = Duration::from_secs(120);
@@ -171,6 +172,7 @@ impl Pods {
             clock,
             host_ips: config.host_ips.iter().map(ToString::to_string).collect(),
             host_ports: config.host_ports.clone(),
+            changes: watch::Sender::new(0),
         };
         let survey = host.survey().await.map_err(OpenError::Survey)?;
         let held = Held { fence: opened.fence, ..Held::default() };
@@ -290,6 +292,7 @@ impl Pods {
             return;
         }
         held.pods.remove(&pod.uid);
+        self.inner.around.changed();
         held.fence.ended(&pod);
         self.inner.around.state.put_fence(&held.fence);
         self.inner.around.state.remove(&pod.uid);
@@ -312,6 +315,29 @@ impl Pods {
         };
         // Of some nothing but a directory was found: they have no name to be reported by.
         held.pods.values().filter(|life| !life.shared.pod.name.is_empty()).map(one).collect()
+    }
+
+    /// Told when anything changes that [`Pods::standing`] says.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.around.changes.subscribe()
+    }
+
+    /// Whether the pod of this name is Ready here; None: this host holds nothing of it.
+    pub fn standing(&self, namespace: &str, pod: &str) -> Option<Standing> {
+        let name = PodRef { namespace: namespace.to_owned(), name: pod.to_owned(), ..PodRef::default() };
+        let lives = self.inner.held().lives_of(&name);
+        let life = lives.iter().max_by_key(|life| life.pod.epoch)?;
+        let view = life.view();
+        if view.gone || view.stopping {
+            return Some(Standing::not_ready("it is stopping"));
+        }
+        let ready = view.status.conditions.iter().find(|condition| condition.r#type == "Ready");
+        let phase = &view.status.phase;
+        Some(match ready {
+            Some(ready) if ready.status == "True" => Standing::ready("it is Ready"),
+            Some(ready) => Standing::not_ready(format!("it is {phase}, and not Ready: {}", ready.message)),
+            None => Standing::not_ready(format!("it is {phase}, and not Ready")),
+        })
     }
 
     /// The running container to exec into.
@@ -396,6 +422,7 @@ impl Pods {
         };
         let driver = tokio::spawn(driver.run(gone)).abort_handle();
         held.pods.insert(uid, Life { shared, driver });
+        self.inner.around.changed();
     }
 }
 

@@ -92,6 +92,11 @@ impl Runtime {
     }
 }
 
+/// The version of the containerd at this socket, asked once.
+pub async fn version(address: &Path) -> Result<String, RuntimeError> {
+    Client::new(address, "default")?.version().await
+}
+
 /// What a former agent left in it serves nobody.
 fn empty_directory(dir: &Path) -> Result<(), RuntimeError> {
     let failed = |e: std::io::Error| {
