@@ -15,6 +15,9 @@ use crate::{control, pki};
 /// A certificate that has less than this left has missed its renewal.
 const SOON: i64 = 7 * 24 * 3600;
 
+/// From when to when a certificate is good, in Unix seconds, or what is wrong with it.
+type Validity = Result<(i64, i64), String>;
+
 /// Everything that is looked at.
 #[derive(Clone, Debug)]
 struct Facts {
@@ -29,8 +32,8 @@ struct Facts {
     /// The pods' and the Services' range, or what is wrong with them; and addresses of this host outside of
     /// Berth's own devices that lie in one of them.
     ranges: Result<Vec<String>, String>,
-    /// (file, when it begins and ends to be good in Unix seconds, or what is wrong with it).
-    certificates: Vec<(PathBuf, Result<(i64, i64), String>)>,
+    /// By file.
+    certificates: Vec<(PathBuf, Validity)>,
     clock: Clock,
 }
 
@@ -86,7 +89,7 @@ fn ranges(settings: &Settings) -> Result<Vec<String>, String> {
     Ok(inside)
 }
 
-fn certificates(data_dir: &Path) -> Vec<(PathBuf, Result<(i64, i64), String>)> {
+fn certificates(data_dir: &Path) -> Vec<(PathBuf, Validity)> {
     let files = ["ca.pem", "server.pem", "admin.pem"].map(|name| data_dir.join("pki").join(name));
     let mut all = Vec::new();
     for path in files {
@@ -177,7 +180,7 @@ fn data_dir(facts: &Facts, found: &mut Vec<Finding>) {
     }
 }
 
-fn certificate(path: &Path, validity: &Result<(i64, i64), String>, now: i64) -> Finding {
+fn certificate(path: &Path, validity: &Validity, now: i64) -> Finding {
     let what = "certificates";
     let name = path.display();
     match validity {
