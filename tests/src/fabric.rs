@@ -71,6 +71,16 @@ impl Fabric {
         tools::output(command)
     }
 
+    /// Starts a daemon in the network between the hosts, in a directory of its own; it ends with the cluster.
+    pub fn daemon(&self, name: &str, program: &str, args: &[&str]) -> Result<()> {
+        let dir = self.dir.join(name);
+        std::fs::create_dir_all(&dir)?;
+        let mut command = Command::new(tools::find("nsenter")?);
+        command.args(["-t", &self.holder()?.to_string(), "-n", "--"]).arg(tools::find(program)?).args(args);
+        command.current_dir(&dir);
+        host::spawn_daemon(command, &dir, "daemon")
+    }
+
     /// Connects a host, as number `index` of the cluster, to a segment.
     pub fn plug(&self, host: &Host, index: usize, segment: u8) -> Result<()> {
         let (cable, inside) = (cable(&host.name), host.holder()?.to_string());
@@ -110,8 +120,11 @@ impl Fabric {
 
     /// Stops and removes what is below `dir`. Idempotent.
     pub fn remove(dir: &Path) -> Result<()> {
-        let forward = host::signal_and_wait(&dir.join("forward.pid"), Signal::SIGKILL);
-        forward.and(host::signal_and_wait(&dir.join("holder.pid"), Signal::SIGKILL))
+        let mut first = host::signal_and_wait(&dir.join("forward.pid"), Signal::SIGKILL);
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            first = first.and(host::signal_and_wait(&entry.path().join("daemon.pid"), Signal::SIGKILL));
+        }
+        first.and(host::signal_and_wait(&dir.join("holder.pid"), Signal::SIGKILL))
     }
 }
 
