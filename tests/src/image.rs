@@ -150,43 +150,11 @@ pub fn web(dir: &Path) -> Result<Vec<PathBuf>> {
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Redis out of the distribution's own package, with the libraries it needs, as `docker.io/library/redis`
-/// with the tags of the examples.
+/// Redis out of the distribution's own package as `docker.io/library/redis` with the tags of the examples.
 pub fn redis(dir: &Path) -> Result<PathBuf> {
     kept(dir, "redis", |root, out| {
         busybox_root(root)?;
-        let debs = root.with_extension("debs");
-        std::fs::create_dir_all(&debs)?;
-        let packages = closure("redis-server")?;
-        let fetch = || -> Result<bool> {
-            Ok(Command::new("apt-get")
-                .arg("download")
-                .args(&packages)
-                .current_dir(&debs)
-                .output()
-                .context("apt-get download")?
-                .status
-                .success())
-        };
-        if !fetch()? {
-            Command::new("apt-get").arg("update").output().context("apt-get update")?;
-            if !fetch()? {
-                bail!("cannot download the packages of redis-server: {}", packages.join(" "));
-            }
-        }
-        for deb in std::fs::read_dir(&debs)? {
-            let done = Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(root).output()?;
-            if !done.status.success() {
-                bail!("unpacking: {}", String::from_utf8_lossy(&done.stderr));
-            }
-        }
-        std::fs::remove_dir_all(&debs)?;
-        for dir in ["usr/share/doc", "usr/share/man", "usr/share/locale", "lib/systemd", "usr/lib/systemd"] {
-            let path = root.join(dir);
-            if path.exists() {
-                std::fs::remove_dir_all(path)?;
-            }
-        }
+        unpack(&["redis-server"], root)?;
         let config = Config {
             // As the official image: everything listens, data in /data.
             cmd: ["redis-server", "--protected-mode", "no", "--bind", "0.0.0.0"].map(String::from).into(),
@@ -203,17 +171,66 @@ pub fn redis(dir: &Path) -> Result<PathBuf> {
     })
 }
 
-/// A package and the libraries it depends on (essential tools excepted: busybox stands in for those).
-fn closure(package: &str) -> Result<Vec<String>> {
+/// etcd and etcdctl out of the distribution's own packages, as `docker.io/library/etcd:3`.
+pub fn etcd(dir: &Path) -> Result<PathBuf> {
+    kept(dir, "etcd", |root, out| {
+        busybox_root(root)?;
+        unpack(&["etcd-server", "etcd-client"], root)?;
+        let config = Config {
+            cmd: vec!["etcd".into()],
+            env: vec![PATH.into(), "ETCDCTL_API=3".into()],
+            ..Config::default()
+        };
+        archive(root, &["docker.io/library/etcd:3"], &config, out)
+    })
+}
+
+/// Unpacks packages and the libraries they need into `root`.
+fn unpack(names: &[&str], root: &Path) -> Result<()> {
+    let debs = root.with_extension("debs");
+    std::fs::create_dir_all(&debs)?;
+    let packages = closure(names)?;
+    let fetch = || -> Result<bool> {
+        let mut download = Command::new("apt-get");
+        download.arg("download").args(&packages).current_dir(&debs);
+        Ok(download.output().context("apt-get download")?.status.success())
+    };
+    if !fetch()? {
+        Command::new("apt-get").arg("update").output().context("apt-get update")?;
+        if !fetch()? {
+            bail!("cannot download the packages of {}: {}", names.join(", "), packages.join(" "));
+        }
+    }
+    for deb in std::fs::read_dir(&debs)? {
+        let done = Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(root).output()?;
+        if !done.status.success() {
+            bail!("unpacking: {}", String::from_utf8_lossy(&done.stderr));
+        }
+    }
+    std::fs::remove_dir_all(&debs)?;
+    for dir in ["usr/share/doc", "usr/share/man", "usr/share/locale", "lib/systemd", "usr/lib/systemd"] {
+        let path = root.join(dir);
+        if path.exists() {
+            std::fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Packages, with what they depend on that is of the same program or a library (essential tools excepted:
+/// busybox stands in for those).
+fn closure(packages: &[&str]) -> Result<Vec<String>> {
+    let programs: Vec<&str> = packages.iter().filter_map(|name| name.split('-').next()).collect();
     let out = Command::new("apt-cache")
         .args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"])
-        .args(["--no-replaces", "--no-enhances", package])
+        .args(["--no-replaces", "--no-enhances"])
+        .args(packages)
         .output()
         .context("apt-cache depends")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let wanted = |p: &&str| {
         !p.starts_with([' ', '<', '|'])
-            && (p.starts_with("lib") || p.starts_with("redis"))
+            && (p.starts_with("lib") || programs.iter().any(|program| p.starts_with(program)))
             && !["libpam", "libdb", "libselinux", "libsemanage", "libsepol", "libaudit"]
                 .iter()
                 .any(|x| p.starts_with(x))
@@ -224,7 +241,7 @@ fn closure(package: &str) -> Result<Vec<String>> {
     names.dedup();
     if names.is_empty() {
         Command::new("apt-get").arg("update").output().context("apt-get update")?;
-        bail!("apt knows no package {package}; its lists were just updated, try again");
+        bail!("apt does not know {}; its lists were just updated, try again", packages.join(", "));
     }
     Ok(names)
 }

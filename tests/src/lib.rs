@@ -10,6 +10,8 @@ pub mod floor;
 pub mod host;
 pub mod image;
 pub mod kubectl;
+pub mod names;
+pub mod proxy;
 pub mod registry;
 pub mod scenario;
 pub mod tools;
