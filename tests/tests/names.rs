@@ -89,7 +89,9 @@ fn a_pods_dns_settings_are_as_in_kubernetes() {
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: sub}\nspec: {clusterIP: None, selector: {group: sub}, ports: [{name: web, port: 80, targetPort: 8080}]}\n";
     kubectl.apply(service).unwrap();
     let apply = |name: &str, spec: &str| {
-        let manifest = pod(name, STAY, "    ports: [{containerPort: 8080}]", spec);
+        // A port of a pod on the host's network is the host's: two cannot have it.
+        let ports = if spec.contains("hostNetwork") { "" } else { "    ports: [{containerPort: 8080}]" };
+        let manifest = pod(name, STAY, ports, spec);
         kubectl.apply(&manifest.replace("labels: {", "labels: {group: sub, ")).unwrap();
     };
     apply(
@@ -104,7 +106,7 @@ fn a_pods_dns_settings_are_as_in_kubernetes() {
         "named",
         "  hostname: other\n  subdomain: sub\n  hostAliases: [{ip: 192.0.2.7, hostnames: [alias, alias.example]}]",
     );
-    apply("whole", "  subdomain: sub\n  setHostnameAsFQDN: true");
+    apply("whole", "  hostname: whole\n  subdomain: sub\n  setHostnameAsFQDN: true");
     for pod in ["first", "default", "none", "hosted", "unasked", "named", "whole"] {
         cluster.ready(pod).unwrap();
     }
