@@ -200,6 +200,47 @@ impl Given {
 }
 
 impl Settings {
+    /// Which settings are others in `new` and count only from the next start on, by their names.
+    pub fn needing_restart(&self, new: &Settings) -> Vec<&'static str> {
+        let Settings {
+            controller,
+            token_file,
+            node_name,
+            data_dir,
+            run_dir,
+            containerd,
+            node_ips,
+            max_pods,
+            image_namespaces,
+            insecure_registries,
+            registry_mirrors,
+            cgroup_parent,
+            snapshotter,
+            cni_bin_dirs,
+            cni_conf_dir,
+            log_writer,
+        } = new;
+        let changes = [
+            ("controller", self.controller != *controller),
+            ("token-file", self.token_file != *token_file),
+            ("node-name", self.node_name != *node_name),
+            ("data-dir", self.data_dir != *data_dir),
+            ("run-dir", self.run_dir != *run_dir),
+            ("containerd", self.containerd != *containerd),
+            ("node-ip", self.node_ips != *node_ips),
+            ("max-pods", self.max_pods != *max_pods),
+            ("image-namespace", self.image_namespaces != *image_namespaces),
+            ("insecure-registry", self.insecure_registries != *insecure_registries),
+            ("registry-mirror", self.registry_mirrors != *registry_mirrors),
+            ("cgroup-parent", self.cgroup_parent != *cgroup_parent),
+            ("snapshotter", self.snapshotter != *snapshotter),
+            ("cni-bin-dir", self.cni_bin_dirs != *cni_bin_dirs),
+            ("cni-conf-dir", self.cni_conf_dir != *cni_conf_dir),
+            ("log-writer", self.log_writer != *log_writer),
+        ];
+        changes.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
+    }
+
     /// The log writer's program: as configured, or beside this one.
     pub fn log_writer(&self) -> Result<PathBuf, ConfigError> {
         let beside = || std::env::current_exe().map(|exe| exe.with_file_name("berth-log-writer"));

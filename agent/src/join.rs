@@ -2,19 +2,20 @@
 //!
 //! The token's second half is the hash of the controller's authority, so the agent knows whom it talks to
 //! before it says the secret half. What it gets is kept in `<data-dir>/pki`, readable by nobody else; from
-//! then on no token is needed.
+//! then on no token is needed: the certificate is renewed with itself ([`Credentials::renew`]) long before it
+//! runs out. The key stays the host's: by it the controller knows which machine has a node's name.
 
 use std::fs;
 use std::io::{self, ErrorKind, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use base64::Engine as _;
-use berth_proto::JoinRequest;
 use berth_proto::node_client::NodeClient;
+use berth_proto::{JoinRequest, JoinResponse, RenewRequest};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -78,21 +79,98 @@ impl JoinError {
     }
 }
 
-/// What a host proves who it is with, PEM.
+/// What a host proves who it is with. Clones share it: what is renewed counts for all, from the next connection on.
 #[derive(Clone)]
 pub struct Credentials {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    directory: PathBuf,
+    node: String,
+    pem: RwLock<Pem>,
+}
+
+#[derive(Clone, PartialEq)]
+struct Pem {
     authority: String,
     certificate: String,
     key: String,
 }
 
 impl Credentials {
+    fn new(directory: &Path, node: &str, pem: Pem) -> Credentials {
+        let (directory, node) = (directory.to_owned(), node.to_owned());
+        Credentials { shared: Arc::new(Shared { directory, node, pem: RwLock::new(pem) }) }
+    }
+
+    fn pem(&self) -> Pem {
+        self.shared.pem.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it is another.
+    fn set(&self, pem: Pem) -> bool {
+        let mut current = self.shared.pem.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = *current != pem;
+        *current = pem;
+        changed
+    }
+
     /// A connection to be opened to the controller, `host:port`.
     pub fn endpoint(&self, controller: &str) -> Result<Endpoint, tonic::transport::Error> {
+        let Pem { authority, certificate, key } = self.pem();
         let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&self.authority))
-            .identity(Identity::from_pem(&self.certificate, &self.key));
+            .ca_certificate(Certificate::from_pem(authority))
+            .identity(Identity::from_pem(certificate, key));
         endpoint(controller, tls)
+    }
+
+    /// When the certificate should be renewed: when a third of its life is left. Unix time, seconds.
+    pub fn renew_at(&self) -> i64 {
+        use rustls::pki_types::pem::PemObject as _;
+        use x509_parser::prelude::{FromDer as _, X509Certificate};
+        let read = || {
+            let der = CertificateDer::from_pem_slice(self.pem().certificate.as_bytes()).ok()?;
+            let (_, parsed) = X509Certificate::from_der(&der).ok()?;
+            let validity = parsed.validity();
+            let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+            Some(to - (to - from) / 3)
+        };
+        // What cannot be read is past mending here; the controller will say so.
+        read().unwrap_or(i64::MAX)
+    }
+
+    /// Exchanges the certificate for a new one of the same key and name.
+    pub async fn renew(&self, controller: &str) -> Result<(), JoinError> {
+        let failed = |reason: String, passing| JoinError::Controller {
+            controller: controller.to_owned(),
+            reason,
+            passing,
+        };
+        let unreachable = |e: tonic::transport::Error| failed(words(&e), true);
+        let before = self.pem();
+        let certificate_request = request(&KeyPair::from_pem(&before.key)?, &self.shared.node)?;
+        let endpoint = self.endpoint(controller).map_err(unreachable)?;
+        let channel = endpoint.timeout(LIMIT).connect().await.map_err(unreachable)?;
+        let answer = NodeClient::new(channel).renew(RenewRequest { certificate_request }).await;
+        let answer = answer.map_err(|status| failed(status.message().to_owned(), true))?.into_inner();
+        write(&self.shared.directory.join("agent.pem"), &answer.certificate)?;
+        self.set(Pem { certificate: answer.certificate, ..before });
+        Ok(())
+    }
+
+    /// Joins (again) with a token, because the certificate counts no more.
+    pub async fn rejoin(&self, controller: &str, token_file: &Path) -> Result<(), JoinError> {
+        let Shared { directory, node, .. } = &*self.shared;
+        let pem = join(directory, controller, node, token_file).await?;
+        self.set(pem);
+        Ok(())
+    }
+
+    /// Reads the files again; whether they say anything new.
+    pub fn reload(&self) -> Result<bool, JoinError> {
+        let there = existing(&self.shared.directory, &self.shared.node)?;
+        Ok(there.is_some_and(|pem| self.set(pem)))
     }
 }
 
@@ -115,14 +193,19 @@ pub async fn credentials(
     let directory = data_dir.join("pki");
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(at(&directory))?;
     if let Some(there) = existing(&directory, node)? {
-        return Ok(there);
+        return Ok(Credentials::new(&directory, node, there));
     }
     let token_file = token_file.ok_or_else(|| JoinError::NoToken(node.to_owned()))?;
+    let pem = join(&directory, controller, node, token_file).await?;
+    Ok(Credentials::new(&directory, node, pem))
+}
+
+async fn join(directory: &Path, controller: &str, node: &str, token_file: &Path) -> Result<Pem, JoinError> {
     let token = fs::read_to_string(token_file).map_err(at(token_file))?;
     let token = token.trim();
     let pin = token.split_once('.').map(|(_, pin)| pin).filter(|pin| pin.len() == 64);
     let pin = pin.ok_or_else(|| JoinError::NotAToken(token_file.to_owned()))?.to_owned();
-    let key = key(&directory)?;
+    let key = key(directory)?;
     let request = request(&key, node)?;
 
     let unreachable =
@@ -145,21 +228,22 @@ pub async fn credentials(
         reason: status.message().to_owned(),
         passing: !matches!(status.code(), tonic::Code::PermissionDenied | tonic::Code::InvalidArgument),
     })?;
-    let answer = answer.into_inner();
+    let answer: JoinResponse = answer.into_inner();
     write(&directory.join("ca.pem"), &answer.authority)?;
     write(&directory.join("node-name"), node)?;
     // Last: it is what says that this host has joined.
     write(&directory.join("agent.pem"), &answer.certificate)?;
     tracing::info!(node, controller, "joined");
-    Ok(Credentials { authority: answer.authority, certificate: answer.certificate, key: key.serialize_pem() })
+    Ok(Pem { authority: answer.authority, certificate: answer.certificate, key: key.serialize_pem() })
 }
 
 /// The credentials this host has, if it has joined.
 pub fn joined(data_dir: &Path, node: &str) -> Result<Option<Credentials>, JoinError> {
-    existing(&data_dir.join("pki"), node)
+    let directory = data_dir.join("pki");
+    Ok(existing(&directory, node)?.map(|pem| Credentials::new(&directory, node, pem)))
 }
 
-fn existing(directory: &Path, node: &str) -> Result<Option<Credentials>, JoinError> {
+fn existing(directory: &Path, node: &str) -> Result<Option<Pem>, JoinError> {
     let read = |name: &str| {
         let path = directory.join(name);
         match fs::read_to_string(&path) {
@@ -180,7 +264,7 @@ fn existing(directory: &Path, node: &str) -> Result<Option<Credentials>, JoinErr
             wanted: node.to_owned(),
         });
     }
-    Ok(Some(Credentials { authority, certificate, key }))
+    Ok(Some(Pem { authority, certificate, key }))
 }
 
 /// The key, made once: the controller answers a second request with the same token only to the same key.

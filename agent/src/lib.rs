@@ -14,6 +14,7 @@ mod notify;
 pub mod pods;
 pub mod prefetch;
 pub mod probes;
+pub mod renewal;
 pub mod runtime;
 pub mod session;
 pub mod state;

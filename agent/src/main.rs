@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -12,6 +13,7 @@ use berth_agent::network::dns::{self, Resolvers};
 use berth_agent::network::{HostPorts, Known, Network, NetworkConfig, Routes, Services};
 use berth_agent::node_status::{self, Host};
 use berth_agent::pods::{Pods, PodsConfig};
+use berth_agent::renewal;
 use berth_agent::runtime::{Runtime, RuntimeConfig};
 use berth_agent::session::Session;
 use berth_agent::waiting::{self, Answering};
@@ -21,7 +23,7 @@ use clap::{Parser, Subcommand};
 use jiff::SignedDuration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// Between attempts to join while the controller does not answer.
 const JOIN_PAUSE: Duration = Duration::from_secs(2);
@@ -76,7 +78,9 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run { config, given } => {
             service::init_logging();
-            settings(config.as_deref(), *given).and_then(start)
+            let flags = *given;
+            settings(config.as_deref(), flags.clone())
+                .and_then(|settings| start(settings, Source { config, flags }))
         }
         Command::WaitReady { pod, timeout, config, run_dir } => wait_ready(&pod, timeout, config, run_dir),
         Command::Check { config, given } => match check(config, *given) {
@@ -143,7 +147,13 @@ fn settings(config: Option<&Path>, flags: Given) -> Result<Settings> {
     Ok(flags.over(file, &host.to_string_lossy())?)
 }
 
-fn start(settings: Settings) -> Result<()> {
+/// Where the settings are from, to read them again.
+struct Source {
+    config: Option<PathBuf>,
+    flags: Given,
+}
+
+fn start(settings: Settings, source: Source) -> Result<()> {
     // Two threads are plenty for a process that mostly waits, and each one more costs memory.
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -151,20 +161,30 @@ fn start(settings: Settings) -> Result<()> {
         .enable_all()
         .build()
         .context("no runtime")?
-        .block_on(run(settings))
+        .block_on(run(settings, source))
 }
 
-async fn run(settings: Settings) -> Result<()> {
+async fn run(settings: Settings, source: Source) -> Result<()> {
     for (what, path) in [("data-dir", &settings.data_dir), ("run-dir", &settings.run_dir)] {
         std::fs::create_dir_all(path)
             .with_context(|| format!("the directory {} cannot be used (--{what})", path.display()))?;
     }
     let mut signals = Signals::new().context("no signals")?;
-    let ended = async move {
-        loop {
-            match signals.next().await {
-                Wish::End(signal) => return signal,
-                Wish::Reload => info!("what has changed in the configuration counts from the next start"),
+    let joined: Arc<OnceLock<join::Credentials>> = Arc::default();
+    let ended = {
+        let (joined, settings) = (joined.clone(), settings.clone());
+        async move {
+            loop {
+                match signals.next().await {
+                    Wish::End(signal) => return signal,
+                    Wish::Reload => {
+                        service::reloading();
+                        if let Err(error) = reload(&settings, &source, joined.get()) {
+                            error!("nothing was taken over: {error:#}");
+                        }
+                        service::ready();
+                    }
+                }
             }
         }
     };
@@ -173,6 +193,7 @@ async fn run(settings: Settings) -> Result<()> {
         signal = &mut ended => { info!(signal, "ending"); return Ok(()) }
         credentials = credentials(&settings) => credentials?,
     };
+    let _ = joined.set(credentials.clone());
 
     let writer = settings.log_writer()?;
     let exec_dir = settings.run_dir.join("exec");
@@ -238,9 +259,11 @@ async fn run(settings: Settings) -> Result<()> {
     let watching = tokio::spawn(host.watch(status, shutdown.clone()));
     let answering = Answering { pods: pods.clone(), network: known.clone() };
     tokio::spawn(answering.run(settings.run_dir.clone(), shutdown.clone()));
+    tokio::spawn(renewal::keep(credentials.clone(), settings.controller.clone(), shutdown.clone()));
     let session = Session {
         controller: settings.controller,
         credentials,
+        token_file: settings.token_file,
         node: settings.node_name,
         pods: pods.clone(),
         runtime,
@@ -269,6 +292,20 @@ async fn run(settings: Settings) -> Result<()> {
     shutdown.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(5), async { tokio::join!(watching, session, keeping) })
         .await;
+    Ok(())
+}
+
+/// The settings and the certificate are read again; what has changed and cannot be taken over is named.
+fn reload(settings: &Settings, source: &Source, credentials: Option<&join::Credentials>) -> Result<()> {
+    let new = self::settings(source.config.as_deref(), source.flags.clone())?;
+    for setting in settings.needing_restart(&new) {
+        warn!(
+            setting,
+            "has changed, and counts from the next start on: systemctl restart berth-agent (the pods run on)"
+        );
+    }
+    let new_certificate = credentials.map(join::Credentials::reload).transpose()?.unwrap_or(false);
+    info!(new_certificate, "configuration and certificate were read again");
     Ok(())
 }
 

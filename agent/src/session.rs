@@ -8,6 +8,7 @@
 //! Nothing is decided here. What the controller says goes to the pods, what the pods say goes to it; what
 //! cannot be said now waits in the outbox, which keeps the latest only.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_proto::agent_message::Message as ToController;
@@ -48,6 +49,8 @@ pub struct Session {
     pub controller: String,
     /// Who we are.
     pub credentials: Credentials,
+    /// With what this host joins again if its certificate is revoked.
+    pub token_file: Option<PathBuf>,
     /// The node's name.
     pub node: String,
     /// Whose statuses go out and whose assignments come in.
@@ -68,6 +71,9 @@ enum Ended {
     Closed,
     #[error("{0}")]
     Refused(String),
+    /// Whatever this host says: its certificate counts no more.
+    #[error("{0}")]
+    Unwelcome(String),
     #[error("it fell silent")]
     Silent,
     #[error("it takes no messages")]
@@ -80,6 +86,7 @@ impl Session {
         let mut pause = SOONEST;
         // The same trouble is told once, not every few seconds.
         let mut told = String::new();
+        let mut tried = None;
         loop {
             let begun = Instant::now();
             let ended = tokio::select! {
@@ -95,11 +102,38 @@ impl Session {
                 pause = SOONEST;
                 told.clear();
             }
+            if matches!(ended, Ended::Unwelcome(_)) && self.rejoin(&mut tried).await {
+                pause = SOONEST;
+                told.clear();
+            }
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(jittered(pause)) => {}
             }
             pause = (pause * 2).min(LATEST);
+        }
+    }
+
+    /// Joins again, if there is a token that was not tried before.
+    async fn rejoin(&self, tried: &mut Option<String>) -> bool {
+        let Some(token_file) = &self.token_file else { return false };
+        let token = tokio::fs::read_to_string(token_file).await.ok();
+        if token.is_none() || token == *tried {
+            return false;
+        }
+        match self.credentials.rejoin(&self.controller, token_file).await {
+            Ok(()) => {
+                *tried = token;
+                tracing::info!(node = %self.node, "joined again");
+                true
+            }
+            Err(error) => {
+                if !error.passing() {
+                    *tried = token;
+                }
+                tracing::warn!(%error, "this host cannot join again");
+                false
+            }
         }
     }
 
@@ -126,7 +160,7 @@ impl Session {
         let opening = client.session(ReceiverStream::new(messages));
         let inbound = match tokio::time::timeout(DIAL, opening).await {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Ended::Refused(status.message().to_owned()),
+            Ok(Err(status)) => return refused(&status),
             Err(_) => return Ended::Unreachable("it does not answer".to_owned()),
         };
         let reading = self.clone();
@@ -148,7 +182,7 @@ impl Session {
                 Err(_) => return Ended::Silent,
                 Ok(Ok(None)) => return Ended::Closed,
                 Ok(Ok(Some(message))) => message.message,
-                Ok(Err(status)) => return Ended::Refused(status.message().to_owned()),
+                Ok(Err(status)) => return refused(&status),
             };
             match message {
                 Some(FromController::Welcome(welcome)) => {
@@ -214,6 +248,13 @@ impl Session {
             };
             permit.send(message);
         }
+    }
+}
+
+fn refused(status: &tonic::Status) -> Ended {
+    match status.code() {
+        tonic::Code::PermissionDenied => Ended::Unwelcome(status.message().to_owned()),
+        _ => Ended::Refused(status.message().to_owned()),
     }
 }
 

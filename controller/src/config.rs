@@ -5,11 +5,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use berth_controller_core::claims::{
     Backend, DIRECTORY_PROVISIONER, Directories, Export, NFS_DRIVER, checked_export,
 };
 use berth_controller_core::kinds::names;
+use jiff::SignedDuration;
 use serde::Deserialize;
 
 const DATA_DIR: &str = "/var/lib/berth-controller";
@@ -50,6 +52,9 @@ pub struct Given {
     /// A further name or address under which this controller is reached, for its certificate (repeatable)
     #[arg(long, value_name = "NAME")]
     pub advertise: Vec<String>,
+    /// How long certificates are good for; each is renewed when a third of that is left [default: 8760h]
+    #[arg(long, value_name = "DURATION")]
+    pub certificate_life: Option<SignedDuration>,
     /// What stands behind which storage class provisioner; only in the file.
     #[arg(skip)]
     pub provisioner: Vec<Provisioner>,
@@ -85,6 +90,7 @@ pub struct Settings {
     pub service_cidr: String,
     pub cluster_domain: String,
     pub advertise: Vec<String>,
+    pub certificate_life: Duration,
     pub provisioners: BTreeMap<String, Backend>,
 }
 
@@ -111,6 +117,7 @@ impl Given {
                 .or(file.cluster_domain)
                 .unwrap_or_else(|| both("cluster.local")),
             advertise: if self.advertise.is_empty() { file.advertise } else { self.advertise },
+            certificate_life: certificate_life(self.certificate_life.or(file.certificate_life))?,
             provisioners: provisioners(file.provisioner)?,
         };
         let invalid = |what: &str, reason: String| Err(ConfigError::Invalid { what: what.into(), reason });
@@ -127,6 +134,50 @@ impl Given {
             return invalid("agent-listen", format!("{} is where the API listens", settings.listen));
         }
         Ok(settings)
+    }
+}
+
+impl Settings {
+    /// Which settings are others in `new` and count only from the next start on, by their names.
+    pub fn needing_restart(&self, new: &Settings) -> Vec<&'static str> {
+        let Settings {
+            data_dir,
+            listen,
+            agent_listen,
+            pod_cidr,
+            service_cidr,
+            cluster_domain,
+            // Taken over while the controller runs.
+            advertise: _,
+            certificate_life,
+            provisioners,
+        } = new;
+        let changes = [
+            ("data-dir", self.data_dir != *data_dir),
+            ("listen", self.listen != *listen),
+            ("agent-listen", self.agent_listen != *agent_listen),
+            ("pod-cidr", self.pod_cidr != *pod_cidr),
+            ("service-cidr", self.service_cidr != *service_cidr),
+            ("cluster-domain", self.cluster_domain != *cluster_domain),
+            ("certificate-life", self.certificate_life != *certificate_life),
+            ("provisioner", self.provisioners != *provisioners),
+        ];
+        changes.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
+    }
+}
+
+/// Shorter ones would be renewed all the time.
+const SHORTEST_LIFE: Duration = Duration::from_secs(6);
+const LONGEST_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+fn certificate_life(given: Option<SignedDuration>) -> Result<Duration, ConfigError> {
+    let Some(given) = given else { return Ok(crate::pki::LIFE) };
+    match Duration::try_from(given) {
+        Ok(life) if (SHORTEST_LIFE..=LONGEST_LIFE).contains(&life) => Ok(life),
+        _ => Err(ConfigError::Invalid {
+            what: "certificate-life".to_owned(),
+            reason: format!("{given:#} is not between {SHORTEST_LIFE:?} and ten years"),
+        }),
     }
 }
 
@@ -238,6 +289,17 @@ mod tests {
     }
 
     #[test]
+    fn what_has_changed_and_needs_a_restart_is_named() {
+        let settings = |text: &str| Given::default().over(parse(text).unwrap()).unwrap();
+        let before = settings("");
+        assert_eq!(before.needing_restart(&settings("advertise = ['berth.example']")), [""; 0]);
+        let changed = settings("listen = '10.0.0.1:1'\npod-cidr = '10.9.0.0/16'\ncertificate-life = '24h'");
+        assert_eq!(before.needing_restart(&changed), ["listen", "pod-cidr", "certificate-life"]);
+        let directory = settings("[[provisioner]]\nname = 'a'\ndirectory = '/a'");
+        assert_eq!(before.needing_restart(&directory), ["provisioner"]);
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_by_name() {
         let refused = parse("data_dir = '/x'").unwrap_err();
         assert!(refused.contains("unknown field `data_dir`") && refused.contains("`data-dir`"), "{refused}");
@@ -251,6 +313,7 @@ mod tests {
         let refused = |text: &str| Given::default().over(parse(text).unwrap()).unwrap_err().to_string();
         assert!(parse("listen = 'nonsense'").unwrap_err().contains("listen"));
         assert!(refused("cluster-domain = 'Not A Domain'").starts_with("cluster-domain:"));
+        assert!(refused("certificate-life = '1s'").starts_with("certificate-life: 1s is not between"));
         assert!(refused("advertise = ['a b']").starts_with("advertise:"));
         assert!(refused("agent-listen = '0.0.0.0:6443'").starts_with("agent-listen:"));
         let twice = "[[provisioner]]\nname = 'a'\ndirectory = '/a'\n".repeat(2);

@@ -10,16 +10,17 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use axum::Router;
 use berth_controller::api::{self, Api};
+use berth_controller::certificates;
 use berth_controller::config::{Given, Settings};
 use berth_controller::control::{self, Control};
 use berth_controller::eviction;
 use berth_controller::nodes::{GRACE, Join, JoinRefused, Joined, Nodes, NodesConfig, Range};
 use berth_controller::objects::Objects;
-use berth_controller::pki::{AgentRequest, Pki, ServerNames};
+use berth_controller::pki::{AgentRequest, Pki, RenewError, ServerNames};
 use berth_controller::reconcile::{self, events::Events, first_start};
 use berth_controller::services::{self, Allocations, Services};
 use berth_controller::store::Store;
-use berth_controller::tokens::{TokenError, Tokens};
+use berth_controller::tokens::{Revoking, TokenError, Tokens};
 use berth_controller_core::claims::Provisioners;
 use berth_controller_core::services::allocate::AddressRange;
 use berth_controller_schema::Schema;
@@ -30,7 +31,7 @@ use jiff::SignedDuration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 #[derive(Parser)]
 #[command(version, about = "Runs StatefulSets on plain Linux hosts: the controller")]
@@ -91,7 +92,8 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Serve { config, given } => {
             service::init_logging();
-            settings(config.as_deref(), given).and_then(serve)
+            settings(config.as_deref(), given.clone())
+                .and_then(|settings| serve(settings, Source { config, flags: given }))
         }
         Command::Token { command: TokenCommand::Create { node, ttl, config, data_dir } } => {
             let given = Given { data_dir, ..Given::default() };
@@ -141,7 +143,13 @@ fn settings(config: Option<&Path>, flags: Given) -> Result<Settings> {
     Ok(flags.over(file)?)
 }
 
-fn serve(settings: Settings) -> Result<()> {
+/// Where the settings are from, to read them again.
+struct Source {
+    config: Option<PathBuf>,
+    flags: Given,
+}
+
+fn serve(settings: Settings, source: Source) -> Result<()> {
     // Two threads are plenty for a process that mostly waits, and each one more costs memory.
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -149,10 +157,10 @@ fn serve(settings: Settings) -> Result<()> {
         .enable_all()
         .build()
         .context("no runtime")?
-        .block_on(run(settings))
+        .block_on(run(settings, source))
 }
 
-async fn run(settings: Settings) -> Result<()> {
+async fn run(settings: Settings, source: Source) -> Result<()> {
     let pod_cidr = Range::cluster(&settings.pod_cidr).context("pod-cidr")?;
     let service_cidr =
         AddressRange::beside(&settings.service_cidr, &settings.pod_cidr).context("service-cidr")?;
@@ -165,17 +173,15 @@ async fn run(settings: Settings) -> Result<()> {
     let store = Store::open(&data_dir.join("berth.db"))?;
     let api = listen(settings.listen, "listen").await?;
     let agents = listen(settings.agent_listen, "agent-listen").await?;
-    // Pods reach the API at a Service's address.
-    let advertised = settings.advertise.iter().cloned().chain([service_cidr.first().to_string()]);
-    let names = ServerNames::of_this_host(&settings.cluster_domain, &advertised.collect::<Vec<_>>());
-    let pki = Pki::open(data_dir, &names, api.local_addr()?)?;
+    let names = server_names(&settings, service_cidr);
+    let pki = Arc::new(Pki::open_with(data_dir, &names, api.local_addr()?, settings.certificate_life)?);
     let tls = pki.server_config(&["h2", "http/1.1"])?;
     let agents_tls = pki.server_config(&["h2"])?;
     let tokens = Tokens::new(store.clone(), pki.authority_pin());
     let control = Control::bind(data_dir).with_context(unusable)?;
 
-    let allocations = Arc::new(Allocations::new(store.clone(), service_cidr));
-    let objects = Objects::new(store.clone(), Schema::get()).with(allocations);
+    let allocations = Allocations::new(store.clone(), service_cidr);
+    let objects = Objects::new(store.clone(), Schema::get()).with(Arc::new(Revoking(allocations)));
     first_start(&objects).await.context("what a new controller begins with could not be stored")?;
     services::repair(&objects).await.context("the Services' addresses could not be looked through")?;
     let reached_at = services::kubernetes::reached_at(settings.listen, &settings.advertise);
@@ -201,10 +207,10 @@ async fn run(settings: Settings) -> Result<()> {
         hosts,
         images: Arc::new(nodes.clone()),
     };
-    let join = Arc::new(Joining { pki, tokens: tokens.clone() });
+    let join = Arc::new(Joining { pki: pki.clone(), tokens: tokens.clone() });
     let mut connects = nodes.connects();
     connects.push(eviction::connect(objects.clone()));
-    let api_routes = Api::new(objects, connects, Router::new());
+    let api_routes = Api::new(objects.clone(), connects, Router::new());
 
     let stop = CancellationToken::new();
     let (api_at, agents_at) = (api.local_addr()?, agents.local_addr()?);
@@ -226,6 +232,8 @@ async fn run(settings: Settings) -> Result<()> {
             "the agents' side"
         }
     });
+    let certificates = certificates::keep(pki.clone());
+    parts.spawn(stop.clone().run_until_cancelled_owned(certificates).map(|_| "the certificates' renewal"));
     parts.spawn(api::serve(api_routes, api, tls, stop.clone()).map(|()| "the API"));
 
     info!(
@@ -235,11 +243,20 @@ async fn run(settings: Settings) -> Result<()> {
     );
     service::ready();
 
+    let mut settings = settings.clone();
     let ended = async {
         loop {
             match signals.next().await {
                 Wish::End(signal) => return signal,
-                Wish::Reload => info!("what has changed in the configuration counts from the next start"),
+                Wish::Reload => {
+                    service::reloading();
+                    if let Err(error) =
+                        reload(&mut settings, &source, &pki, &objects, service_cidr, api_at).await
+                    {
+                        error!("nothing was taken over: {error:#}");
+                    }
+                    service::ready();
+                }
             }
         }
     };
@@ -265,9 +282,39 @@ async fn run(settings: Settings) -> Result<()> {
     failed.map_or(Ok(()), |reason| Err(anyhow!(reason)))
 }
 
+/// The settings and certificates are read again; what can be is taken over, the rest is named.
+async fn reload(
+    settings: &mut Settings,
+    source: &Source,
+    pki: &Arc<Pki>,
+    objects: &Objects,
+    service_cidr: AddressRange,
+    api: SocketAddr,
+) -> Result<()> {
+    let new = self::settings(source.config.as_deref(), source.flags.clone())?;
+    for setting in settings.needing_restart(&new) {
+        warn!(setting, "has changed, and counts from the next start on: systemctl restart berth-controller");
+    }
+    settings.advertise = new.advertise;
+    pki.set_names(server_names(settings, service_cidr));
+    let renewed = certificates::renew(pki.clone()).await?;
+    let reached_at = services::kubernetes::reached_at(settings.listen, &settings.advertise);
+    services::kubernetes::publish(objects, service_cidr, reached_at, api.port())
+        .await
+        .context("the Service kubernetes could not be written")?;
+    info!(new_certificate = renewed.server, "configuration and certificates were read again");
+    Ok(())
+}
+
+fn server_names(settings: &Settings, service_cidr: AddressRange) -> ServerNames {
+    // Pods reach the API at a Service's address.
+    let advertised = settings.advertise.iter().cloned().chain([service_cidr.first().to_string()]);
+    ServerNames::of_this_host(&settings.cluster_domain, &advertised.collect::<Vec<_>>())
+}
+
 /// Exchanges a join token and a signing request for an agent's certificate.
 struct Joining {
-    pki: Pki,
+    pki: Arc<Pki>,
     tokens: Tokens,
 }
 
@@ -293,6 +340,16 @@ impl Join for Joining {
             info!(node, "a host has joined");
             Ok(Joined { certificate, authority: self.pki.authority_pem().to_owned() })
         })
+    }
+
+    fn renew(&self, node: &str, key: &str, request_pem: &str) -> Result<Joined, JoinRefused> {
+        self.pki
+            .renew_agent(node, key, request_pem)
+            .map_err(|error| match error {
+                RenewError::Request(error) => JoinRefused::Request(error.to_string()),
+                RenewError::Pki(error) => JoinRefused::Unavailable(error.to_string()),
+            })
+            .map(|certificate| Joined { certificate, authority: self.pki.authority_pem().to_owned() })
     }
 }
 

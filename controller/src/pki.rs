@@ -2,24 +2,29 @@
 //! administrator and the agents, and for nobody else.
 //!
 //! A certificate and its key are one file (`<data-dir>/pki/*.pem`, mode 0600), replaced as a whole: no
-//! crash leaves a key without its certificate. An authority that cannot be read is never replaced.
+//! crash leaves a key without its certificate. An authority that cannot be read is never replaced. Certificates
+//! other than the authority's are short-lived: [`Pki::renew`] replaces them when a third of their life is left,
+//! under servers that go on.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
@@ -34,10 +39,11 @@ pub const ADMIN_GROUP: &str = "system:masters";
 pub const NODE_PREFIX: &str = "system:node:";
 pub const NODE_GROUP: &str = "system:nodes";
 
-const AUTHORITY_YEARS: i16 = 20;
-const CERTIFICATE_YEARS: i16 = 5;
-/// A certificate with less than this left is renewed at the next start.
-const RENEW_DAYS: i32 = 365;
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const AUTHORITY_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+/// How long certificates are good for. They are renewed when a third of it is left, so a host may be away for
+/// four months and still be known.
+pub const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
@@ -120,8 +126,12 @@ pub fn key_hash(certificate: &CertificateDer<'_>) -> Option<String> {
 
 /// The authority and what it has issued to the controller itself.
 pub struct Pki {
+    data_dir: PathBuf,
     authority: Authority,
-    server: Pair,
+    listen: SocketAddr,
+    life: Duration,
+    names: Mutex<ServerNames>,
+    server: Arc<Server>,
 }
 
 struct Authority {
@@ -135,39 +145,89 @@ struct Pair {
     certificate_pem: String,
     certificate: CertificateDer<'static>,
     key_pem: String,
+    renew_at: Timestamp,
+}
+
+/// The server's certificate, as handshakes take it: the one in force at that moment.
+struct Server(RwLock<Arc<CertifiedKey>>);
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Server")
+    }
+}
+
+impl ResolvesServerCert for Server {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+/// What [`Pki::renew`] has found.
+#[derive(Debug)]
+pub struct Renewed {
+    /// The server's certificate is another one.
+    pub server: bool,
+    /// The administrator's certificate, or admin.kubeconfig around it, is another one.
+    pub admin: bool,
+    /// When the next certificate is due.
+    pub next: Timestamp,
 }
 
 impl Pki {
+    /// As [`Pki::open_with`], with certificates that are good for [`LIFE`].
+    pub fn open(data_dir: &Path, names: &ServerNames, listen: SocketAddr) -> Result<Pki, PkiError> {
+        Pki::open_with(data_dir, names, listen, LIFE)
+    }
+
     /// Reads what there is under `<data_dir>/pki`, makes what is missing, and renews what runs out or (the
     /// server's) no longer bears the names it should. Writes `<data_dir>/admin.kubeconfig`, which points
     /// at `listen` (at loopback, where that is a wildcard).
-    pub fn open(data_dir: &Path, names: &ServerNames, listen: SocketAddr) -> Result<Pki, PkiError> {
+    pub fn open_with(
+        data_dir: &Path,
+        names: &ServerNames,
+        listen: SocketAddr,
+        life: Duration,
+    ) -> Result<Pki, PkiError> {
         let directory = data_dir.join("pki");
         make_private_directory(&directory).map_err(|e| at(&directory, e))?;
-        let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
-        let authority = Authority::open(&directory, today)?;
+        let now = Timestamp::now();
+        let authority = Authority::open(&directory, now)?;
+        let pair = server_pair(&directory, &authority, names, now, life)?;
+        let server = Arc::new(Server(RwLock::new(certified(&pair, &authority)?)));
+        let names = Mutex::new(names.clone());
+        let pki = Pki { data_dir: data_dir.to_owned(), authority, listen, life, names, server };
+        pki.renew(now)?;
+        Ok(pki)
+    }
 
-        let server = Pair::open(
-            &directory.join("server.pem"),
-            today,
-            |old| names.borne_by(old),
-            || {
-                let mut params = leaf(today, ADMIN_SERVER, None, ExtendedKeyUsagePurpose::ServerAuth)?;
-                params.subject_alt_names = names.to_alternatives()?;
-                authority.issue(params)
-            },
-        )?;
-        let admin = Pair::open(
-            &directory.join("admin.pem"),
-            today,
-            |_| true,
-            || authority.issue(leaf(today, ADMIN, Some(ADMIN_GROUP), ExtendedKeyUsagePurpose::ClientAuth)?),
-        )?;
-        let public = directory.join("ca.crt");
-        refresh(&public, authority.pem.as_bytes(), 0o644)?;
-        let kubeconfig = kubeconfig(&authority.pem, &admin, listen);
-        refresh(&data_dir.join("admin.kubeconfig"), kubeconfig.as_bytes(), 0o600)?;
-        Ok(Pki { authority, server })
+    /// Reads the certificates again, renews what is due, and has the servers use what is new from their next
+    /// connection on. Nobody's connection ends.
+    pub fn renew(&self, now: Timestamp) -> Result<Renewed, PkiError> {
+        let directory = self.data_dir.join("pki");
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let pair = server_pair(&directory, &self.authority, &names, now, self.life)?;
+        let fresh = certified(&pair, &self.authority)?;
+        let server = {
+            let mut current = self.server.0.write().unwrap_or_else(PoisonError::into_inner);
+            let changed = current.cert != fresh.cert;
+            *current = fresh;
+            changed
+        };
+        let issue = || {
+            let usage = ExtendedKeyUsagePurpose::ClientAuth;
+            self.authority.issue(leaf(now, self.life, ADMIN, Some(ADMIN_GROUP), usage)?)
+        };
+        let admin = Pair::open(&directory.join("admin.pem"), now, |_| true, issue)?;
+        refresh(&directory.join("ca.crt"), self.authority.pem.as_bytes(), 0o644)?;
+        let kubeconfig = kubeconfig(&self.authority.pem, &admin, self.listen);
+        let rewritten = refresh(&self.data_dir.join("admin.kubeconfig"), kubeconfig.as_bytes(), 0o600)?;
+        Ok(Renewed { server, admin: rewritten, next: pair.renew_at.min(admin.renew_at) })
+    }
+
+    /// From the next [`Pki::renew`] on the server's certificate bears these names.
+    pub fn set_names(&self, names: ServerNames) {
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
     /// The authority's certificate: public.
@@ -180,17 +240,6 @@ impl Pki {
         hex(&Sha256::digest(&self.authority.der))
     }
 
-    /// The server's certificate and the authority's (so that an agent that knows only the pin can check),
-    /// PEM.
-    pub fn server_chain_pem(&self) -> String {
-        format!("{}{}", self.server.certificate_pem, self.authority.pem)
-    }
-
-    /// PEM. For the gRPC server, which takes no ready configuration.
-    pub fn server_key_pem(&self) -> &str {
-        &self.server.key_pem
-    }
-
     /// TLS for a server that knows its clients by certificates of this authority, but lets others connect
     /// too (they are nobody). `protocols` in order of preference, for ALPN.
     pub fn server_config(&self, protocols: &[&str]) -> Result<Arc<rustls::ServerConfig>, PkiError> {
@@ -201,26 +250,64 @@ impl Pki {
             .allow_unauthenticated()
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        let chain = vec![self.server.certificate.clone(), self.authority.der.clone()];
-        let key = PrivateKeyDer::from_pem_slice(self.server.key_pem.as_bytes())
-            .map_err(|e| rustls::Error::General(e.to_string()))?;
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(clients)
-            .with_single_cert(chain, key)?;
+            .with_cert_resolver(self.server.clone());
         config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
         Ok(Arc::new(config))
+    }
+
+    /// A further certificate (PEM) for a node that has one for this key (its hash).
+    pub fn renew_agent(&self, node: &str, key: &str, request_pem: &str) -> Result<String, RenewError> {
+        let request = AgentRequest::from_pem(request_pem)?;
+        if request.key_hash() != key {
+            return Err(RequestError("it is for another key than the certificate's".to_owned()).into());
+        }
+        Ok(self.sign_agent(&request, node)?)
     }
 
     /// A client certificate (PEM) for a node's agent. Of the request only the public key counts, and that
     /// its sender holds the key: whatever else it asks for is ignored.
     pub fn sign_agent(&self, request: &AgentRequest, node: &str) -> Result<String, PkiError> {
-        let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
         let user = format!("{NODE_PREFIX}{node}");
-        let params = leaf(today, &user, Some(NODE_GROUP), ExtendedKeyUsagePurpose::ClientAuth)?;
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        let params = leaf(Timestamp::now(), self.life, &user, Some(NODE_GROUP), usage)?;
         let certificate = params.signed_by(&request.0.public_key, &self.authority.issuer)?;
         Ok(certificate.pem())
     }
+}
+
+fn server_pair(
+    directory: &Path,
+    authority: &Authority,
+    names: &ServerNames,
+    now: Timestamp,
+    life: Duration,
+) -> Result<Pair, PkiError> {
+    let issue = || {
+        let mut params = leaf(now, life, ADMIN_SERVER, None, ExtendedKeyUsagePurpose::ServerAuth)?;
+        params.subject_alt_names = names.to_alternatives()?;
+        authority.issue(params)
+    };
+    Pair::open(&directory.join("server.pem"), now, |old| names.borne_by(old), issue)
+}
+
+/// The server's certificate and the authority's, so that an agent that knows only the pin can check.
+fn certified(pair: &Pair, authority: &Authority) -> Result<Arc<CertifiedKey>, PkiError> {
+    let chain = vec![pair.certificate.clone(), authority.der.clone()];
+    let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes())
+        .map_err(|e| rustls::Error::General(e.to_string()))?;
+    Ok(Arc::new(CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())?))
+}
+
+/// Why an agent gets no further certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewError {
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
+    Pki(#[from] PkiError),
 }
 
 /// Common name of the server's certificate; clients look at the alternative names.
@@ -246,12 +333,12 @@ impl AgentRequest {
 }
 
 impl Authority {
-    fn open(directory: &Path, today: Date) -> Result<Authority, PkiError> {
+    fn open(directory: &Path, now: Timestamp) -> Result<Authority, PkiError> {
         let path = directory.join("ca.pem");
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let text = Authority::make(today)?;
+                let text = Authority::make(now)?;
                 write_atomically(&path, text.as_bytes(), 0o600).map_err(|e| at(&path, e))?;
                 text
             }
@@ -268,8 +355,8 @@ impl Authority {
         Ok(Authority { pem: pair.certificate_pem, der: pair.certificate, issuer })
     }
 
-    fn make(today: Date) -> Result<String, PkiError> {
-        let mut params = validity(today, AUTHORITY_YEARS)?;
+    fn make(now: Timestamp) -> Result<String, PkiError> {
+        let mut params = validity(now, AUTHORITY_LIFE)?;
         // Unlike any other authority's name, so that certificates of two clusters are never mixed up.
         let serial = uuid::Uuid::new_v4().simple().to_string();
         params.distinguished_name.push(DnType::CommonName, format!("berth-ca-{}", &serial[..8]));
@@ -289,14 +376,14 @@ impl Pair {
     /// What is at `path` if it can still be used, or a new one made by `issue`.
     fn open(
         path: &Path,
-        today: Date,
+        now: Timestamp,
         fits: impl FnOnce(&X509Certificate<'_>) -> bool,
         issue: impl FnOnce() -> Result<String, PkiError>,
     ) -> Result<Pair, PkiError> {
         let parse = |text: String| Pair::parse(&text).ok();
         if let Some(pair) = fs::read_to_string(path).ok().and_then(parse)
             && let Ok((_, parsed)) = X509Certificate::from_der(&pair.certificate)
-            && lasts(&parsed, today)
+            && now < pair.renew_at
             && fits(&parsed)
         {
             return Ok(pair);
@@ -312,25 +399,29 @@ impl Pair {
         let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
             .map_err(|e| format!("there is no certificate in it: {e}"))?;
         KeyPair::from_pem(key_pem).map_err(|e| format!("its key cannot be read: {e}"))?;
-        Ok(Pair { certificate_pem: certificate_pem.to_owned(), certificate, key_pem: key_pem.to_owned() })
+        let (from, to) = validity_in(&certificate)?;
+        let renew_at = Timestamp::from_second(renewal(from, to)).map_err(|e| e.to_string())?;
+        let (certificate_pem, key_pem) = (certificate_pem.to_owned(), key_pem.to_owned());
+        Ok(Pair { certificate_pem, certificate, key_pem, renew_at })
     }
 }
 
-fn lasts(certificate: &X509Certificate<'_>, today: Date) -> bool {
-    let end = Timestamp::from_second(certificate.validity().not_after.timestamp());
-    end.is_ok_and(|end| {
-        let end = end.to_zoned(TimeZone::UTC).date();
-        today.saturating_add(RENEW_DAYS.days()) < end
-    })
+/// When a certificate is to be renewed that is good between these (Unix seconds).
+pub fn renewal(from: i64, to: i64) -> i64 {
+    to - (to - from) / 3
 }
 
-fn validity(today: Date, years: i16) -> Result<CertificateParams, PkiError> {
+fn validity(now: Timestamp, life: Duration) -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::new(Vec::<String>::new())?;
-    // From yesterday: agents' clocks may be behind.
-    let from = today.saturating_sub(1.days());
-    let to = today.saturating_add(years.years());
-    let moment = |d: Date| rcgen::date_time_ymd(i32::from(d.year()), d.month() as u8, d.day() as u8);
-    (params.not_before, params.not_after) = (moment(from), moment(to));
+    let moment = |t: Timestamp| {
+        let since = Duration::from_secs(u64::try_from(t.as_second()).unwrap_or(0));
+        rcgen::date_time_ymd(1970, 1, 1) + since
+    };
+    let life = SignedDuration::try_from(life).unwrap_or(SignedDuration::MAX);
+    let day = SignedDuration::try_from(DAY).unwrap_or(SignedDuration::ZERO);
+    // From a day ago: agents' clocks may be behind. Not more than its life: see `renewal`.
+    params.not_before = moment(now.saturating_sub(day.min(life)).unwrap_or(now));
+    params.not_after = moment(now.saturating_add(life).unwrap_or(Timestamp::MAX));
     params.distinguished_name = DistinguishedName::new();
     let mut serial = uuid::Uuid::new_v4().into_bytes();
     // Positive, and of constant length.
@@ -340,12 +431,13 @@ fn validity(today: Date, years: i16) -> Result<CertificateParams, PkiError> {
 }
 
 fn leaf(
-    today: Date,
+    now: Timestamp,
+    life: Duration,
     name: &str,
     group: Option<&str>,
     usage: ExtendedKeyUsagePurpose,
 ) -> Result<CertificateParams, PkiError> {
-    let mut params = validity(today, CERTIFICATE_YEARS)?;
+    let mut params = validity(now, life)?;
     if let Some(group) = group {
         params.distinguished_name.push(DnType::OrganizationName, group);
     }
@@ -416,12 +508,13 @@ current-context: berth
     )
 }
 
-/// Writes a file unless it says so already.
-fn refresh(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
+/// Writes a file unless it says so already; whether it did.
+fn refresh(path: &Path, content: &[u8], mode: u32) -> Result<bool, PkiError> {
     if fs::read(path).is_ok_and(|found| found == content) {
-        return Ok(());
+        return Ok(false);
     }
-    write_atomically(path, content, mode).map_err(|e| at(path, e))
+    write_atomically(path, content, mode).map_err(|e| at(path, e))?;
+    Ok(true)
 }
 
 fn at(path: &Path, error: io::Error) -> PkiError {
@@ -430,8 +523,11 @@ fn at(path: &Path, error: io::Error) -> PkiError {
 
 /// From when to when a certificate is good, in Unix seconds; `text` is one of `pki/*.pem`.
 pub fn validity_of(text: &str) -> Result<(i64, i64), String> {
-    let pair = Pair::parse(text)?;
-    let (_, parsed) = X509Certificate::from_der(&pair.certificate).map_err(|e| e.to_string())?;
+    validity_in(&Pair::parse(text)?.certificate)
+}
+
+fn validity_in(certificate: &CertificateDer<'_>) -> Result<(i64, i64), String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| e.to_string())?;
     let validity = parsed.validity();
     Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }

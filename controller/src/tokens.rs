@@ -8,17 +8,22 @@
 use std::time::Duration;
 
 use berth_controller_core::identity::{self, Record};
-use berth_controller_core::kinds::names;
+use berth_controller_core::kinds::node::NODE;
+use berth_controller_core::kinds::{Kind, names};
+use berth_controller_core::object;
+use berth_controller_core::status::Status;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::objects::Allocate;
 use crate::pki::hex;
 use crate::store::{CommitError, Key, Scope, Store, Transaction};
 
 const RESOURCE: &str = "tokens.berth.dev";
-/// Which key each host joined with: this resource, no namespace, the node's name.
-const KEYS: &str = "nodekeys.berth.dev";
+/// Which key each host joined with: this resource, no namespace, the node's name. An empty one is nobody's: the
+/// Node was deleted.
+pub const KEYS: &str = "nodekeys.berth.dev";
 /// Hexadecimal digits.
 const ID: usize = 8;
 const SECRET: usize = 48;
@@ -145,6 +150,43 @@ impl Tokens {
 /// The key that a node's host joined with last; another's certificate counts no more.
 pub fn key_of(store: &Store, node: &str) -> Option<String> {
     store.get(&Key::new(KEYS, "", node))?.value()["key"].as_str().map(str::to_owned)
+}
+
+/// With this a node's host counts as a stranger, whatever certificate it has, until it joins again.
+pub fn revoke(transaction: Transaction, node: &str) -> Transaction {
+    transaction.put(Key::new(KEYS, "", node), json!({"metadata": {}, "key": ""}))
+}
+
+pub fn is_revoked(store: &Store, node: &str) -> bool {
+    key_of(store, node).is_some_and(|key| key.is_empty())
+}
+
+/// What a host is told whose certificate is revoked.
+pub fn revoked_because(node: &str) -> String {
+    format!(
+        "node {node:?} was deleted, and its certificate revoked with it; to join again, give the agent a new token \
+         as its token-file: `berth-controller token create --node {node}`"
+    )
+}
+
+/// Revokes a node's certificate in the transaction that deletes the Node.
+pub struct Revoking<A>(pub A);
+
+impl<A: Allocate> Allocate for Revoking<A> {
+    fn allocate(
+        &self,
+        kind: &Kind,
+        old: Option<&Value>,
+        new: Option<&mut Value>,
+        transaction: Transaction,
+    ) -> Result<Transaction, Status> {
+        let deleted = (new.is_none() && kind.plural == NODE.plural).then_some(old).flatten();
+        let transaction = match deleted {
+            Some(node) => revoke(transaction, object::name(node)),
+            None => transaction,
+        };
+        self.0.allocate(kind, old, new, transaction)
+    }
 }
 
 fn key(id: &str) -> Key {

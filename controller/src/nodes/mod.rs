@@ -70,6 +70,12 @@ pub trait Join: Send + Sync + 'static {
         node: &'a str,
         request_pem: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<Joined, JoinRefused>> + Send + 'a>>;
+
+    /// A further certificate for a node that has joined with this key (its hash).
+    fn renew(&self, node: &str, key: &str, request_pem: &str) -> Result<Joined, JoinRefused> {
+        let _ = (node, key, request_pem);
+        Err(JoinRefused::Unavailable("certificates are not renewed here".to_owned()))
+    }
 }
 
 /// What an agent gets for its token, PEM.

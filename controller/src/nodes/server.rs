@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use berth_proto::node_server::{Node, NodeServer};
 use berth_proto::stream_up::Message as Up;
-use berth_proto::{AgentMessage, ControllerMessage, JoinRequest, JoinResponse, StreamDown, StreamUp};
+use berth_proto::{
+    AgentMessage, ControllerMessage, JoinRequest, JoinResponse, RenewRequest, StreamDown, StreamUp,
+};
 use http_body_util::Limited;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,7 +21,7 @@ use tonic::codegen::Service as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::streams::AgentStream;
-use super::{Join, JoinRefused, Nodes, session, world};
+use super::{Join, JoinRefused, Joined, Nodes, session, world};
 use crate::pki::{self, Identity};
 use crate::store::Scope;
 use crate::tokens;
@@ -54,6 +56,7 @@ pub(super) async fn serve(
     let service = NodeServer::new(Service { nodes: nodes.clone(), join })
         .max_decoding_message_size(LARGEST)
         .max_encoding_message_size(LARGEST);
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(end_revoked(nodes.clone())));
     let acceptor = TlsAcceptor::from(tls);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let connections = TaskTracker::new();
@@ -139,10 +142,40 @@ fn caller<T>(nodes: &Nodes, request: &Request<T>) -> Result<String, Status> {
         return Err(Status::unauthenticated("an agent's client certificate is needed"));
     };
     match tokens::key_of(&nodes.inner.store, &node) {
+        Some(joined) if joined.is_empty() => Err(Status::permission_denied(tokens::revoked_because(&node))),
         Some(joined) if key.as_ref() != Some(&joined) => Err(Status::permission_denied(format!(
             "another machine has joined as node {node:?} since: stop this one's agent, or let it join under another name"
         ))),
         _ => Ok(node),
+    }
+}
+
+fn refused(error: JoinRefused) -> Status {
+    match error {
+        JoinRefused::Token(why) => Status::permission_denied(why),
+        JoinRefused::Request(why) => Status::invalid_argument(why),
+        JoinRefused::Unavailable(why) => Status::unavailable(why),
+    }
+}
+
+/// Ends the sessions of hosts whose certificates are revoked, as that happens.
+async fn end_revoked(nodes: Nodes) {
+    let store = &nodes.inner.store;
+    loop {
+        let Ok(mut watch) = store.watch(&Scope::all(tokens::KEYS), store.revision()) else { continue };
+        // What has happened before the watch.
+        let open: Vec<String> = nodes.sessions().keys().cloned().collect();
+        for node in open.iter().filter(|node| tokens::is_revoked(store, node)) {
+            nodes.end_session(node);
+        }
+        while let Ok(batch) = watch.next().await {
+            for event in batch.events {
+                let node = &event.object.key.name;
+                if tokens::is_revoked(store, node) {
+                    nodes.end_session(node);
+                }
+            }
+        }
     }
 }
 
@@ -160,11 +193,23 @@ impl Node for Service {
             }
             Err(error) => {
                 tracing::warn!(node = %node_name, %error, "a host may not join");
-                Err(match error {
-                    JoinRefused::Token(why) => Status::permission_denied(why),
-                    JoinRefused::Request(why) => Status::invalid_argument(why),
-                    JoinRefused::Unavailable(why) => Status::unavailable(why),
-                })
+                Err(refused(error))
+            }
+        }
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<JoinResponse>, Status> {
+        let node = caller(&self.nodes, &request)?;
+        let peer = request.extensions().get::<Peer>();
+        let key = peer.and_then(|peer| peer.key.clone()).unwrap_or_default();
+        match self.join.renew(&node, &key, &request.into_inner().certificate_request) {
+            Ok(Joined { certificate, authority }) => {
+                tracing::info!(node, "its certificate is renewed");
+                Ok(Response::new(JoinResponse { certificate, authority }))
+            }
+            Err(error) => {
+                tracing::warn!(node, %error, "its certificate is not renewed");
+                Err(refused(error))
             }
         }
     }

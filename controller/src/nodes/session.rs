@@ -30,6 +30,7 @@ use super::world::{self, Name};
 use super::{Handle, Nodes, Out, pod_status, usage};
 use crate::reconcile::events::{EventType, ObjectRef, Occurrence};
 use crate::store::{CommitError, Event, Expired, Key, Scope, Store, Transaction, Watch};
+use crate::tokens;
 
 /// How often each side says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -103,9 +104,16 @@ pub(super) async fn run(nodes: Nodes, node: String, mut inbound: Streaming<Agent
         let _ = tokio::time::timeout(TAKEOVER, done.changed()).await;
     }
     tracing::info!(node, pods = hello.pods.len(), version = %hello.agent_version, "session opened");
+    if tokens::is_revoked(&nodes.inner.store, &node) {
+        cancel.cancel();
+    }
     let ended = tokio::select! {
+        biased;
+        () = cancel.cancelled() => match tokens::is_revoked(&nodes.inner.store, &node) {
+            true => Ended::Refused(tokens::revoked_because(&node)),
+            false => Ended::Replaced,
+        },
         ended = hold(&nodes, &node, id, hello, inbound, &out) => ended,
-        () = cancel.cancelled() => Ended::Replaced,
     };
     nodes.inner.operations.ended(id);
     tracing::info!(node, reason = %ended, "session ended");
@@ -495,6 +503,13 @@ fn occurred(nodes: &Nodes, node: &str, event: PodEvent) {
 }
 
 impl Nodes {
+    /// Ends a host's session, if it has one; its pods run on.
+    pub(super) fn end_session(&self, node: &str) {
+        if let Some(session) = self.sessions().get(node) {
+            session.cancel.cancel();
+        }
+    }
+
     /// Ends all sessions; the hosts' pods run on.
     pub(super) fn close(&self) {
         self.inner.shutdown.cancel();

@@ -32,8 +32,9 @@ use crate::pki::{AgentRequest, Pki, ServerNames};
 use crate::reconcile::events::{Events, Recorded};
 use crate::services::{Allocations, Services};
 use crate::store::{Key, Store};
-use crate::tokens::Tokens;
+use crate::tokens::{Revoking, Tokens};
 
+mod certificates;
 mod images;
 mod silence;
 
@@ -52,7 +53,7 @@ struct Controller {
     _recorded: Recorded,
 }
 
-/// Lets in who says `good`, or has one of the tokens.
+/// Lets in who has one of the tokens; `good` is a new one.
 struct Anybody(Arc<Pki>, Tokens);
 
 impl Join for Anybody {
@@ -64,14 +65,22 @@ impl Join for Anybody {
     ) -> BoxFuture<'a, Result<Joined, JoinRefused>> {
         Box::pin(async move {
             let request = AgentRequest::from_pem(request).map_err(|e| JoinRefused::Request(e.to_string()))?;
-            if token != "good" {
-                let redeemed = self.1.redeem(token, node, &request.key_hash()).await;
-                redeemed.map_err(|e| JoinRefused::Token(e.to_string()))?;
-            }
+            let fresh = match token {
+                "good" => self.1.create(Some(node), Duration::from_secs(60)).await.unwrap(),
+                other => other.to_owned(),
+            };
+            let redeemed = self.1.redeem(&fresh, node, &request.key_hash()).await;
+            redeemed.map_err(|e| JoinRefused::Token(e.to_string()))?;
             let certificate =
                 self.0.sign_agent(&request, node).map_err(|e| JoinRefused::Unavailable(e.to_string()))?;
             Ok(Joined { certificate, authority: self.0.authority_pem().to_owned() })
         })
+    }
+
+    fn renew(&self, node: &str, key: &str, request: &str) -> Result<Joined, JoinRefused> {
+        let renewed = self.0.renew_agent(node, key, request);
+        let certificate = renewed.map_err(|e| JoinRefused::Request(e.to_string()))?;
+        Ok(Joined { certificate, authority: self.0.authority_pem().to_owned() })
     }
 }
 
@@ -81,8 +90,8 @@ impl Controller {
         let pki = pki(directory.path());
         let store = Store::in_memory().unwrap();
         let service_cidr = "10.43.0.0/16".parse().unwrap();
-        let allocations = Arc::new(Allocations::new(store.clone(), service_cidr));
-        let objects = Objects::new(store.clone(), Schema::get()).with(allocations);
+        let allocations = Allocations::new(store.clone(), service_cidr);
+        let objects = Objects::new(store.clone(), Schema::get()).with(Arc::new(Revoking(allocations)));
         let services = Services::new(objects.clone());
         let (events, recorded) = Events::new();
         let config = NodesConfig {

@@ -11,6 +11,11 @@ fn open(directory: &Path) -> Pki {
     Pki::open(directory, &names(&[]), "0.0.0.0:6443".parse().unwrap()).unwrap()
 }
 
+/// The certificate that the next connection is shown.
+fn server_certificate(pki: &Pki) -> CertificateDer<'static> {
+    pki.server.0.read().unwrap().cert[0].clone()
+}
+
 fn request(name: &str) -> (KeyPair, String) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec!["evil.example".to_owned()]).unwrap();
@@ -28,7 +33,7 @@ fn a_restart_keeps_the_authority_the_certificates_and_the_kubeconfig() {
     let kubeconfig = fs::read_to_string(directory.path().join("admin.kubeconfig")).unwrap();
     let second = open(directory.path());
     assert_eq!(first.authority_pin(), second.authority_pin());
-    assert_eq!(first.server_chain_pem(), second.server_chain_pem());
+    assert_eq!(server_certificate(&first), server_certificate(&second));
     assert_eq!(fs::read_to_string(directory.path().join("admin.kubeconfig")).unwrap(), kubeconfig);
     assert!(kubeconfig.contains("server: https://127.0.0.1:6443\n"));
 }
@@ -51,21 +56,71 @@ fn a_new_name_renews_the_servers_certificate_and_keeps_the_authority() {
     let listen = "10.0.0.5:7000".parse().unwrap();
     let after = Pki::open(directory.path(), &names(&["berth.example"]), listen).unwrap();
     assert_eq!(before.authority_pem(), after.authority_pem());
-    assert_ne!(before.server_chain_pem(), after.server_chain_pem());
-    let (_, parsed) = X509Certificate::from_der(&after.server.certificate).unwrap();
+    let certificate = server_certificate(&after);
+    assert_ne!(server_certificate(&before), certificate);
+    let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
     assert!(names(&["berth.example", "127.0.0.1", "::1", "localhost"]).borne_by(&parsed));
     let kubeconfig = fs::read_to_string(directory.path().join("admin.kubeconfig")).unwrap();
     assert!(kubeconfig.contains("server: https://10.0.0.5:7000\n"));
 }
 
 #[test]
-fn a_certificate_that_runs_out_is_renewed() {
+fn a_certificate_is_renewed_when_a_third_of_its_life_is_left_and_servers_go_on_with_the_new_one() {
     let directory = tempfile::tempdir().unwrap();
     let pki = open(directory.path());
-    let (_, parsed) = X509Certificate::from_der(&pki.server.certificate).unwrap();
-    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
-    assert!(lasts(&parsed, today));
-    assert!(!lasts(&parsed, today.saturating_add((CERTIFICATE_YEARS - 1).years())));
+    // Made of the configuration before: what it resolves to changes under it.
+    let _server = pki.server_config(&["h2"]).unwrap();
+    let (first, kubeconfig) = (server_certificate(&pki), directory.path().join("admin.kubeconfig"));
+    let administrators = fs::read_to_string(&kubeconfig).unwrap();
+    let now = Timestamp::now();
+    let after = |share: u32| now.checked_add(SignedDuration::try_from(LIFE * share / 12).unwrap()).unwrap();
+
+    let early = pki.renew(after(7)).unwrap();
+    assert!(!early.server && !early.admin && early.next > after(7) && early.next < after(9));
+    assert_eq!(server_certificate(&pki), first);
+    let due = pki.renew(after(9)).unwrap();
+    assert!(due.server && due.admin && due.next > after(12));
+    assert_ne!(server_certificate(&pki), first);
+    assert_ne!(fs::read_to_string(&kubeconfig).unwrap(), administrators);
+    assert!(fs::read_to_string(directory.path().join("pki/server.pem")).unwrap().contains("PRIVATE KEY"));
+}
+
+#[test]
+fn short_lives_are_not_renewed_all_the_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let life = Duration::from_secs(30);
+    let pki = Pki::open_with(directory.path(), &names(&[]), "0.0.0.0:6443".parse().unwrap(), life).unwrap();
+    let next = pki.renew(Timestamp::now()).unwrap().next;
+    let wait = next.as_second() - Timestamp::now().as_second();
+    assert!((5..=15).contains(&wait), "{wait}");
+}
+
+#[test]
+fn what_is_put_in_place_of_the_servers_certificate_is_taken_over() {
+    let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (pki, _) = (open(directory.path()), open(other.path()));
+    let place = directory.path().join("pki/server.pem");
+    fs::copy(other.path().join("pki/server.pem"), &place).unwrap();
+    assert!(pki.renew(Timestamp::now()).unwrap().server);
+    // Another name is another certificate, at once.
+    pki.set_names(names(&["berth.example"]));
+    assert!(pki.renew(Timestamp::now()).unwrap().server);
+    let certificate = server_certificate(&pki);
+    let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
+    assert!(names(&["berth.example"]).borne_by(&parsed));
+}
+
+#[test]
+fn an_agent_gets_a_further_certificate_for_its_own_key_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let pki = open(directory.path());
+    let (_, pem) = request("x");
+    let key = AgentRequest::from_pem(&pem).unwrap().key_hash();
+    let issued = pki.renew_agent("host-1", &key, &pem).unwrap();
+    let certificate = CertificateDer::from_pem_slice(issued.as_bytes()).unwrap();
+    assert_eq!(Identity::of(&certificate).unwrap().node(), Some("host-1"));
+    let (_, other) = request("x");
+    assert!(matches!(pki.renew_agent("host-1", &key, &other), Err(RenewError::Request(_))));
 }
 
 #[test]
