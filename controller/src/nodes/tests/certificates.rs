@@ -34,7 +34,7 @@ async fn refusal(channel: Channel, node: &str) -> tonic::Status {
     let (up, messages) = mpsc::channel(16);
     up.send(AgentMessage { message: Some(Up::Hello(hello(node))) }).await.unwrap();
     let session = NodeClient::new(channel).session(ReceiverStream::new(messages)).await;
-    session.err().expect("a refusal")
+    session.expect_err("a refusal")
 }
 
 #[tokio::test]
