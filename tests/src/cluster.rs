@@ -234,6 +234,15 @@ impl Cluster {
             let out = self.kubectl.run(what).unwrap_or_else(|e| e.to_string());
             text.push_str(&format!("\n--- kubectl {what}\n{out}"));
         }
+        let unready = r#"get pods -A -o jsonpath={range.items[?(@.status.containerStatuses[0].ready==false)]}{.metadata.namespace}{"/"}{.metadata.name}{"\n"}{end}"#;
+        for (namespace, pod) in
+            self.kubectl.run(unready).unwrap_or_default().lines().filter_map(|line| line.split_once('/'))
+        {
+            // One that never ran has none.
+            let what = format!("logs -n {namespace} {pod} --all-containers --tail=20");
+            let out = self.kubectl.run(&what).unwrap_or_else(|e| e.to_string());
+            text.push_str(&format!("\n--- kubectl {what}\n{out}"));
+        }
         text
     }
 

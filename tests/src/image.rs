@@ -214,6 +214,12 @@ fn unpack(names: &[&str], root: &Path) -> Result<()> {
             std::fs::remove_dir_all(path)?;
         }
     }
+    // From Debian 13 on packages hold /usr/lib64 only, and the system has a link beside it; programs name the link.
+    for dir in ["bin", "sbin", "lib", "lib64"] {
+        if root.join("usr").join(dir).exists() && !root.join(dir).exists() {
+            std::os::unix::fs::symlink(Path::new("usr").join(dir), root.join(dir))?;
+        }
+    }
     Ok(())
 }
 
@@ -230,7 +236,9 @@ fn closure(packages: &[&str]) -> Result<Vec<String>> {
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let wanted = |p: &&str| {
         !p.starts_with([' ', '<', '|'])
-            && (p.starts_with("lib") || programs.iter().any(|program| p.starts_with(program)))
+            && (p.starts_with("lib")
+                || p.starts_with("zlib")
+                || programs.iter().any(|program| p.starts_with(program)))
             && !["libpam", "libdb", "libselinux", "libsemanage", "libsepol", "libaudit"]
                 .iter()
                 .any(|x| p.starts_with(x))
