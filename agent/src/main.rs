@@ -216,6 +216,7 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     if let Some(dir) = &settings.cni_conf_dir {
         network.cni_conf_dir.clone_from(dir);
     }
+    let cni_conf_dir = network.cni_conf_dir.clone();
     let network = Network::open(network).await.context("the network")?;
     let addresses = node_status::addresses(&settings.node_ips, &settings.controller);
     let host_ports = HostPorts::default();
@@ -237,8 +238,9 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
         pods = Pods::open(config, runtime.clone(), network, cgroups) => pods?,
     };
 
-    let mut host = Host::new(addresses, &settings.data_dir, settings.max_pods, runtime.clone())
-        .context("this host cannot be looked at")?;
+    let mut host =
+        Host::new(addresses, &settings.data_dir, &cni_conf_dir, settings.max_pods, runtime.clone())
+            .context("this host cannot be looked at")?;
     let (status, watched) = watch::channel(host.look());
     let shutdown = CancellationToken::new();
     let picture = settings.data_dir.join("network");

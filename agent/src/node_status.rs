@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berth_proto::{Condition, NodeInfo, NodeStatus};
+use berth_proto::{Condition, NodeInfo, NodeStatus, OPERATOR_NETWORK};
 use jiff::Timestamp;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::network::operators_file;
 use crate::runtime::{Health, Runtime};
 
 /// How often the host is looked at.
@@ -25,6 +26,7 @@ const CALM: u32 = 6;
 pub struct Host {
     addresses: Vec<IpAddr>,
     data_dir: PathBuf,
+    cni_conf_dir: PathBuf,
     max_pods: u32,
     runtime: Runtime,
     system: System,
@@ -64,10 +66,11 @@ impl Pressure {
 }
 
 impl Host {
-    /// `data_dir` is on the disk that counts.
+    /// `data_dir` is on the disk that counts; in `cni_conf_dir` an operator may say what networks pods have.
     pub fn new(
         addresses: Vec<IpAddr>,
         data_dir: &Path,
+        cni_conf_dir: &Path,
         max_pods: u32,
         runtime: Runtime,
     ) -> Result<Host, sysinfo::Error> {
@@ -75,6 +78,7 @@ impl Host {
         Ok(Host {
             addresses,
             data_dir: data_dir.to_owned(),
+            cni_conf_dir: cni_conf_dir.to_owned(),
             max_pods,
             runtime,
             system: System::new_with_specifics(memory)?,
@@ -95,6 +99,28 @@ impl Host {
             Health::Up(version) => (true, version, String::new()),
             Health::Away(why) => (false, String::new(), format!("containerd does not answer: {why}")),
         };
+        let mut conditions = vec![
+            self.memory.condition(
+                "MemoryPressure",
+                ("KubeletHasInsufficientMemory", "less than 100 MiB of memory is available"),
+                ("KubeletHasSufficientMemory", "there is enough memory"),
+            ),
+            self.disk.condition(
+                "DiskPressure",
+                ("KubeletHasDiskPressure", "less than a tenth of the disk of the data directory is free"),
+                ("KubeletHasNoDiskPressure", "there is enough room on the disk"),
+            ),
+        ];
+        // A directory that cannot be read shows when a pod is to be connected.
+        if let Ok(Some(file)) = operators_file(&self.cni_conf_dir) {
+            conditions.push(Condition {
+                r#type: OPERATOR_NETWORK.to_owned(),
+                status: "True".to_owned(),
+                reason: "CNIConfiguration".to_owned(),
+                message: format!("pods' addresses come from {}", file.display()),
+                last_transition_ms: 0,
+            });
+        }
         NodeStatus {
             cpu_millis: std::thread::available_parallelism().map_or(1, |n| n.get() as u64) * 1000,
             memory_bytes: total,
@@ -103,18 +129,7 @@ impl Host {
             hostname: System::host_name().unwrap_or_default(),
             internal_ips: self.addresses.iter().map(IpAddr::to_string).collect(),
             info: Some(info(&version)),
-            conditions: vec![
-                self.memory.condition(
-                    "MemoryPressure",
-                    ("KubeletHasInsufficientMemory", "less than 100 MiB of memory is available"),
-                    ("KubeletHasSufficientMemory", "there is enough memory"),
-                ),
-                self.disk.condition(
-                    "DiskPressure",
-                    ("KubeletHasDiskPressure", "less than a tenth of the disk of the data directory is free"),
-                    ("KubeletHasNoDiskPressure", "there is enough room on the disk"),
-                ),
-            ],
+            conditions,
             runtime_ready: ready,
             runtime_message: why,
         }

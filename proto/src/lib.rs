@@ -8,3 +8,7 @@ mod generated {
 }
 
 pub use generated::*;
+
+/// The condition of a host whose pods get their addresses from an operator's CNI configuration: what an assignment
+/// says of addresses does not count there, only what is reported.
+pub const OPERATOR_NETWORK: &str = "OperatorNetwork";

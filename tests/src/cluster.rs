@@ -207,6 +207,8 @@ impl Cluster {
                 &path(host.run_dir()),
                 "--containerd",
                 &path(host.containerd_socket()),
+                "--cni-conf-dir",
+                &path(host.cni_conf_dir()),
                 "--cgroup-parent",
                 &host::cgroup(&host.dir),
                 "--registry-mirror",

@@ -50,6 +50,11 @@ impl Host {
         self.dir.join("run")
     }
 
+    /// Where an operator would say what networks pods have; nobody does unless a test makes it.
+    pub fn cni_conf_dir(&self) -> PathBuf {
+        self.dir.join("cni")
+    }
+
     /// containerd's socket.
     pub fn containerd_socket(&self) -> PathBuf {
         self.dir.join("c/containerd.sock")

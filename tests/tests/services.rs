@@ -199,6 +199,44 @@ fn those_that_are_not_ready(cluster: &Cluster) {
     assert_eq!(all_of(cluster, "who-0", "front"), set(&PODS));
 }
 
+#[test]
+fn where_an_operator_configures_the_network_names_lead_to_the_addresses_it_gives() {
+    let cluster = Cluster::for_test().unwrap();
+    let kubectl = &cluster.kubectl;
+    let host = cluster.host().unwrap();
+    std::fs::create_dir_all(host.cni_conf_dir()).unwrap();
+    let leases = host.dir.join("leases");
+    let network = json!({
+        "cniVersion": "0.4.0", "name": "operators", "plugins": [{
+            "type": "ptp", "ipMasq": true,
+            "ipam": {"type": "host-local", "subnet": "10.88.0.0/24", "dataDir": leases, "routes": [{"dst": "0.0.0.0/0"}]},
+        }],
+    });
+    std::fs::write(host.cni_conf_dir().join("10-own.conflist"), network.to_string()).unwrap();
+    // The host is looked at every ten seconds.
+    let path = ".status.conditions[?(@.type==\"OperatorNetwork\")].status";
+    cluster.becomes("node node1", path, "True").unwrap();
+
+    kubectl.apply(&who("who", json!({}))).unwrap();
+    kubectl.apply(&service("who", json!({"clusterIP": "None"}))).unwrap();
+    kubectl.apply(&service("front", json!({}))).unwrap();
+    cluster.settled("who", 3).unwrap();
+    for pod in PODS {
+        let ip = cluster.ip(pod).unwrap();
+        assert!(ip.starts_with("10.88.0."), "{ip}");
+        let said = cluster.sh("who-0", &format!("nslookup {pod}.who.default.svc.cluster.local")).unwrap();
+        assert!(said.contains(&format!("Address: {ip}")), "{said}");
+        assert_eq!(ask(&cluster, "who-0", &format!("{pod}.who:8080"), 1)[0].0, pod);
+    }
+    assert_eq!(all_of(&cluster, "who-1", "front"), set(&PODS));
+    // A pod gives its address back as it goes.
+    kubectl.run("delete sts who").unwrap();
+    kubectl.run("wait --for=delete pod -l app=who --timeout=60s").unwrap();
+    let left = std::fs::read_dir(leases.join("operators")).unwrap().flatten().map(|e| e.file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with("10.88")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 /// A connection from a pod, held open.
 struct Connection {
     child: Child,

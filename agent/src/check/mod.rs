@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use self::judge::{CgroupFacts, Facts, Feature, Joined};
 use crate::config::Settings;
-use crate::network::{NetworkConfig, Services};
+use crate::network::{NetworkConfig, Services, operators_file};
 use crate::{cgroup, join, runtime, waiting};
 
 /// For whatever somebody else has to answer.
@@ -57,7 +57,7 @@ async fn gather(settings: &Settings, config: Result<String, String>) -> Facts {
             .ok()
             .and_then(|text| Some(text.lines().next()?.to_owned())),
         cni: (cni_dirs.clone(), missing_plugins(&cni_dirs)),
-        cni_config: operators(&cni_conf),
+        cni_config: operators_file(&cni_conf).ok().flatten(),
         nft: nft.map(drop),
         nfs_helper: in_path("mount.nfs").is_some(),
         log_writer: settings.log_writer().map_err(|error| error.to_string()),
@@ -144,12 +144,6 @@ fn missing_plugins(dirs: &[PathBuf]) -> Vec<&'static str> {
         .into_iter()
         .filter(|plugin| !dirs.iter().any(|dir| dir.join(plugin).is_file()))
         .collect()
-}
-
-/// The configuration of the operator's that would be used: the first by name.
-fn operators(dir: &Path) -> Option<PathBuf> {
-    let files = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    files.filter(|f| f.extension().is_some_and(|e| e == "conflist" || e == "conf" || e == "json")).min()
 }
 
 /// Ports that the agent needs and that have another owner.

@@ -144,24 +144,31 @@ pub(super) async fn choose(
     }
 }
 
-/// The first configuration by file name.
+/// The operator's configuration that counts: the first by file name. Blocks.
+pub fn operators_file(dir: &Path) -> io::Result<Option<PathBuf>> {
+    let mut files = Vec::new();
+    match std::fs::read_dir(dir) {
+        Ok(entries) => {
+            for entry in entries {
+                files.push(entry?.path());
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let counts =
+        |path: &PathBuf| path.extension().is_some_and(|e| e == "conf" || e == "conflist" || e == "json");
+    Ok(files.into_iter().filter(counts).min())
+}
+
 pub(super) async fn operators(dir: &Path) -> Result<Option<NetworkList>, NetworkError> {
     let failed = |e: io::Error| NetworkError::Config(format!("{}: {e}", dir.display()));
-    let mut entries = match tokio::fs::read_dir(dir).await {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
+    let place = dir.to_owned();
+    let found = tokio::task::spawn_blocking(move || operators_file(&place)).await;
+    let Some(first) = found.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(failed)? else {
+        return Ok(None);
     };
-    let mut files = Vec::new();
-    while let Some(entry) = entries.next_entry().await.map_err(failed)? {
-        let path = entry.path();
-        if path.extension().is_some_and(|end| end == "conf" || end == "conflist" || end == "json") {
-            files.push(path);
-        }
-    }
-    files.sort_unstable();
-    let Some(first) = files.first() else { return Ok(None) };
-    let text = tokio::fs::read(first)
+    let text = tokio::fs::read(&first)
         .await
         .map_err(|e| NetworkError::Config(format!("{}: {e}", first.display())))?;
     parse(&text).map(Some).map_err(|message| NetworkError::Config(format!("{}: {message}", first.display())))

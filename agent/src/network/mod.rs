@@ -20,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+pub use cni::operators_file;
 pub use known::Known;
 pub use ports::HostPorts;
 pub use routes::Routes;

@@ -66,7 +66,7 @@ impl Backing {
     }
 
     /// What it is to this service; None while it has no address, and once it has ended. `given`: the addresses
-    /// it was bound with.
+    /// it was bound with; none: only what is reported counts.
     pub fn behind(&self, service: &Service, name: &str, given: &[String]) -> Option<Backend> {
         let addresses = if given.is_empty() { &self.reported } else { given };
         if self.ended || self.node.is_empty() || addresses.is_empty() {

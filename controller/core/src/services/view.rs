@@ -28,6 +28,8 @@ pub struct View {
     /// The pods that a service selects.
     members: HashMap<Named, BTreeSet<String>>,
     pods: BTreeMap<Named, Backing>,
+    /// Hosts where an operator's CNI configuration gives pods their addresses: what they were bound with is not theirs.
+    operators: BTreeSet<String>,
     /// The life that holds a name, and the addresses it was bound with.
     records: HashMap<Named, (String, Vec<String>)>,
     /// By the EndpointSlice's name.
@@ -92,6 +94,16 @@ impl View {
                 internal_ips: internal.filter_map(|a| a["address"].as_str().map(str::to_owned)).collect(),
             }
         });
+        // Also while it is silent, when all its conditions are Unknown.
+        let condition = |c: &Value| c["type"] == pb::OPERATOR_NETWORK && c["status"] != "False";
+        let operators = node.is_some_and(|node| list(&node["status"]["conditions"]).any(condition));
+        let changed = match operators {
+            true => self.operators.insert(name.to_owned()),
+            false => self.operators.remove(name),
+        };
+        if changed {
+            self.touch_pods_of(name, |_| true);
+        }
         let before = match peer {
             Some(ref peer) if self.peers.get(name) == Some(peer) => return,
             Some(peer) => self.peers.insert(name.to_owned(), peer),
@@ -101,10 +113,14 @@ impl View {
         let ips = |peer: Option<&pb::Peer>| peer.map(|p| p.internal_ips.clone()).unwrap_or_default();
         if ips(before.as_ref()) != ips(self.peers.get(name)) {
             // Pods on the host's own network have its addresses.
-            let on_it = self.pods.iter().filter(|(_, p)| p.host_network && p.node == name);
-            let touched: Vec<Named> = on_it.map(|(name, _)| name.clone()).collect();
-            touched.iter().for_each(|pod| self.touch(pod));
+            self.touch_pods_of(name, |pod| pod.host_network);
         }
+    }
+
+    fn touch_pods_of(&mut self, node: &str, which: impl Fn(&Backing) -> bool) {
+        let on_it = self.pods.iter().filter(|(_, pod)| pod.node == node && which(pod));
+        let touched: Vec<Named> = on_it.map(|(name, _)| name.clone()).collect();
+        touched.iter().for_each(|pod| self.touch(pod));
     }
 
     pub fn service(&mut self, name: &Named, service: Option<&Value>) {
@@ -351,6 +367,7 @@ impl View {
                 host = peer.internal_ips.iter().take(1).cloned().collect::<Vec<_>>();
                 host.as_slice()
             }
+            _ if self.operators.contains(&backing.node) => &[],
             _ => given,
         };
         backing.behind(service, pod, given)

@@ -157,6 +157,26 @@ fn a_pod_on_the_hosts_network_has_the_hosts_address() {
 }
 
 #[test]
+fn where_an_operator_gives_addresses_a_pod_is_known_by_what_is_reported() {
+    let mut view = View::default();
+    let node = |conditions: Value| json!({"spec": {"podCIDR": "10.42.0.0/24"}, "status": {"conditions": conditions}});
+    view.node("n1", Some(&node(json!([{"type": pb::OPERATOR_NETWORK, "status": "True"}]))));
+    view.service(&name("web"), Some(&service("web")));
+    let mut there = pod("web-0", 1, "web", true);
+    view.pod(&name("web-0"), Some(&there));
+    view.record(&name("web-0"), Some(&record(1, "10.42.0.9/24")));
+    assert!(view.refresh().update.unwrap().endpoints.iter().all(|e| e.endpoints.is_empty()));
+    there["status"]["podIPs"] = json!([{"ip": "10.88.0.2"}]);
+    view.pod(&name("web-0"), Some(&there));
+    assert_eq!(only_endpoint(&view.refresh().update).addresses, ["10.88.0.2"]);
+    // A silent host is what it was; one without such a configuration gives what was assigned.
+    view.node("n1", Some(&node(json!([{"type": pb::OPERATOR_NETWORK, "status": "Unknown"}]))));
+    assert!(view.refresh().update.is_none());
+    view.node("n1", Some(&node(json!([]))));
+    assert_eq!(only_endpoint(&view.refresh().update).addresses, ["10.42.0.9"]);
+}
+
+#[test]
 fn a_big_snapshot_comes_in_parts_with_its_beginning_and_end_marked() {
     let mut view = View::default();
     view.service(&name("web"), Some(&service("web")));
