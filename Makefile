@@ -1,7 +1,7 @@
 # Thin on purpose: each target is a line or two onto cargo. See README.md.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo demo-down test check bench deb
+.PHONY: demo demo-down test check bench deb lab lab-shell lab-down
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -36,3 +36,14 @@ deb: ## Debian packages of both daemons, in target/debian
 	@tests/prepare deb
 	cargo build --release --locked
 	systemd/deb $(TARGET)/release $(TARGET)/debian
+
+lab: ## virtual machines with systemd and NFS (root); SCENARIO=name runs one on them, SIZE=small is two machines
+	@tests/prepare lab
+	cargo build --workspace --locked
+	@$(TARGET)/debug/lab $(if $(SCENARIO),run $(SCENARIO),up $(if $(filter small,$(SIZE)),--small))
+
+lab-shell: ## a shell on one of them: HOST=node1
+	@$(TARGET)/debug/lab shell $(HOST)
+
+lab-down: ## removes them all
+	@if [ -x $(TARGET)/debug/lab ]; then $(TARGET)/debug/lab down; fi

@@ -10,6 +10,7 @@ pub mod floor;
 pub mod host;
 pub mod image;
 pub mod kubectl;
+pub mod lab;
 pub mod names;
 pub mod proxy;
 pub mod registry;

@@ -1,0 +1,83 @@
+//! The main job on real machines.
+
+use super::*;
+
+const CLASS: &str = include_str!("../../../../examples/httpd-class.yaml");
+const ROLES: &str = include_str!("../../../../examples/httpd-rbac.yaml");
+const SET: &str = include_str!("../../../../examples/httpd.yaml");
+const NAME: &str = "statefulset-test";
+
+pub fn smoke(lab: &Lab) -> Result<()> {
+    step("the provisioner bdqn is the directory /srv/berth of the NFS server");
+    lab.publish_web()?;
+    for node in lab.nodes() {
+        node.run("mkdir -p /mnt/berth; mountpoint -q /mnt/berth || mount -t nfs nfs:/srv/berth /mnt/berth")?;
+    }
+    lab.on(
+        "controller",
+        "grep -q bdqn /etc/berth/controller.toml || cat >>/etc/berth/controller.toml <<END
+[[provisioner]]
+name = \"bdqn\"
+directory = \"/mnt/berth\"
+shared = true
+END
+systemctl restart berth-controller",
+    )?;
+
+    step("three web servers, as in the tutorials");
+    for manifest in [ROLES, CLASS, SET] {
+        lab.kubectl.apply(manifest)?;
+    }
+    lab.settled(NAME, 3)?;
+    print!("{}", lab.kubectl.run("get pods,pvc -o wide")?);
+
+    step("each writes a page, which lies on the server in the pod's own directory");
+    for n in 0..3 {
+        lab.exec(&format!("{NAME}-{n}"), &format!("echo page {n} >/mnt/index.html"))?;
+        is_on_server(lab, n, &format!("page {n}"))?;
+    }
+    print!("{}", lab.on("nfs", "ls -l /srv/berth")?);
+
+    step("the pods are slices of systemd, with their containers' scopes in them");
+    for node in lab.nodes() {
+        let pods = node.run("systemctl list-units --plain --no-legend 'berth-pod*.slice' | wc -l")?;
+        let scopes = node.run("ls -d /sys/fs/cgroup/berth.slice/berth-pod*.slice/berth-*.scope | wc -l")?;
+        ensure!(lab.nodes().len() > 1 || (pods.trim(), scopes.trim()) == ("3", "3"), "{pods} {scopes}");
+    }
+
+    step("the host finds them by name");
+    lab.on("node1", &format!("getent hosts {NAME}-0.headless-svc.default.svc.cluster.local"))?;
+
+    step("a deleted pod comes back with its page");
+    let uid = lab.uid(&format!("{NAME}-1"))?;
+    lab.kubectl.run(&format!("delete pod {NAME}-1"))?;
+    lab.replaced(&format!("{NAME}-1"), &uid)?;
+    has_page(lab, 1, "page 1")?;
+
+    step("the NFS server restarts");
+    let before = lab.lives()?;
+    lab.on("nfs", "systemctl restart nfs-server")?;
+    for n in 0..3 {
+        has_page(lab, n, &format!("page {n}"))?;
+        lab.exec(&format!("{NAME}-{n}"), &format!("echo again {n} >/mnt/index.html"))?;
+        is_on_server(lab, n, &format!("again {n}"))?;
+    }
+    unharmed(lab, "a restart of the NFS server", &before)?;
+    lab.clear()?;
+    lab.kubectl.run("delete storageclass stateful-nfs").map(drop)
+}
+
+fn has_page(lab: &Lab, n: usize, page: &str) -> Result<()> {
+    let read = lab.exec(&format!("{NAME}-{n}"), "cat /mnt/index.html")?;
+    ensure!(read.trim() == page, "{NAME}-{n} has {read:?} in place of {page:?}");
+    Ok(())
+}
+
+/// Under the name `<namespace>-<claim>-<volume>`.
+fn is_on_server(lab: &Lab, n: usize, page: &str) -> Result<()> {
+    let claim = format!("test-{NAME}-{n}");
+    let volume = lab.kubectl.field(&format!("pvc {claim}"), ".spec.volumeName")?;
+    let read = lab.on("nfs", &format!("cat /srv/berth/default-{claim}-{volume}/index.html"))?;
+    ensure!(read.trim() == page, "on the server: {read:?} in place of {page:?}");
+    Ok(())
+}
