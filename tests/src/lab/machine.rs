@@ -215,16 +215,16 @@ impl Machine {
         command
     }
 
-    /// A program of QEMU: the machine's own, or the one that `tests/prepare lab` has unpacked.
+    /// A program of the QEMU that `tests/prepare lab` has unpacked, with the libraries it came with.
     fn qemu(&self, program: &str) -> Result<Command> {
         let tree = tools::target_dir()?.join("tools/qemu");
-        if !tree.join("usr/bin").join(program).exists() {
-            return Ok(Command::new(tools::find(program)?));
+        if !tree.join("done").exists() {
+            bail!("QEMU is not there: run tests/prepare lab");
         }
         let libraries = tree.join("usr/lib/x86_64-linux-gnu");
-        let mut command = Command::new(tree.join("lib64/ld-linux-x86-64.so.2"));
+        let mut command = Command::new(tree.join("usr/lib64/ld-linux-x86-64.so.2"));
         command.env("QEMU_MODULE_DIR", libraries.join("qemu")).arg("--library-path");
-        command.arg(format!("{}:{}", libraries.display(), tree.join("lib/x86_64-linux-gnu").display()));
+        command.arg(&libraries);
         command.arg(tree.join("usr/bin").join(program));
         if program.starts_with("qemu-system") {
             command.arg("-L").arg(tree.join("usr/share/qemu")).arg("-L").arg(tree.join("usr/share/seabios"));
