@@ -268,6 +268,21 @@ fn another_namespaces_image_is_shared() {
 }
 
 #[test]
+fn what_a_namespace_that_nobody_named_holds_does_not_disturb_a_pull() {
+    on_a_host(|| async {
+        let host = Host::new().await;
+        let registry = Registry::start(host.dir.path());
+        registry.push(&layout(&host.dir.path().join("image"))).await;
+        let name = "127.0.0.1:5000/team/box:1";
+        let user = format!("{USER}:{PASSWORD}");
+        host.containerd.ctr(&["-n", "stranger", "images", "pull", "--plain-http", "--user", &user, name]);
+        let image = host.runtime.pull_image(name, &credentials(PASSWORD)).await.unwrap();
+        assert_eq!(image.name, name);
+        assert_eq!(host.leftovers(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn leftovers_of_an_agent_that_died_are_cleared() {
     on_a_host(|| async {
         let (host, _) = Host::with_image().await;

@@ -176,7 +176,9 @@ pub(crate) async fn write(
     let mut writer = Writer::new(client).await?;
     let result = async {
         writer.begin(digest, size).await?;
-        while let Some(chunk) = source.next().await {
+        // As in [`share`]: a namespace that the caller knows nothing of may have it.
+        let there = writer.offset == size && size > 0;
+        while !there && let Some(chunk) = source.next().await {
             let mut chunk = chunk.map_err(WriteError::Source)?;
             while !chunk.is_empty() {
                 let part = chunk.split_to(chunk.len().min(CHUNK));
