@@ -14,23 +14,29 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tracing::{info, warn};
 
+use crate::backup::Source;
 use crate::tokens::Tokens;
 
 const SOCKET: &str = "control.sock";
 /// Longer than any write takes.
 const PATIENCE: Duration = Duration::from_secs(40);
+/// Longer than copying a database takes.
+const COPYING: Duration = Duration::from_secs(600);
 const LONGEST: u64 = 64 << 10;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Request {
     CreateToken { node: Option<String>, life_seconds: u64 },
+    Backup,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Answer {
     Token(String),
+    /// The name of the file in the data directory.
+    Backup(String),
     Error(String),
 }
 
@@ -62,7 +68,7 @@ impl Control {
     }
 
     /// Serves for as long as it is polled; one request at a time.
-    pub async fn serve(self, tokens: Tokens) {
+    pub async fn serve(self, tokens: Tokens, source: Source) {
         loop {
             let connection = match self.0.accept().await {
                 Ok((connection, _)) => connection,
@@ -72,19 +78,19 @@ impl Control {
                     continue;
                 }
             };
-            match tokio::time::timeout(PATIENCE, answer(connection, &tokens)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(%error, "control socket"),
-                Err(_) => warn!("control socket: a caller was too slow"),
+            match answer(connection, &tokens, &source).await {
+                Ok(()) => {}
+                Err(error) => warn!(%error, "control socket"),
             }
         }
     }
 }
 
-async fn answer(connection: tokio::net::UnixStream, tokens: &Tokens) -> io::Result<()> {
+async fn answer(connection: tokio::net::UnixStream, tokens: &Tokens, source: &Source) -> io::Result<()> {
     let (reader, mut writer) = connection.into_split();
     let mut line = String::new();
-    tokio::io::BufReader::new(reader.take(LONGEST)).read_line(&mut line).await?;
+    let mut reader = tokio::io::BufReader::new(reader.take(LONGEST));
+    tokio::time::timeout(PATIENCE, reader.read_line(&mut line)).await??;
     let answer = match serde_json::from_str(&line) {
         Err(e) => Answer::Error(format!("not understood: {e}")),
         Ok(Request::CreateToken { node, life_seconds }) => {
@@ -96,10 +102,17 @@ async fn answer(connection: tokio::net::UnixStream, tokens: &Tokens) -> io::Resu
                 Err(e) => Answer::Error(e.to_string()),
             }
         }
+        Ok(Request::Backup) => match source.make().await {
+            Ok(name) => {
+                info!("made a backup");
+                Answer::Backup(name)
+            }
+            Err(e) => Answer::Error(e.to_string()),
+        },
     };
     let mut text = serde_json::to_string(&answer)?;
     text.push('\n');
-    writer.write_all(text.as_bytes()).await
+    tokio::time::timeout(PATIENCE, writer.write_all(text.as_bytes())).await?
 }
 
 /// Whether a controller runs on a data directory.
@@ -109,21 +122,40 @@ pub fn answers(data_dir: &Path) -> bool {
 
 /// Asks the controller that runs on a data directory for a join token. Blocks.
 pub fn create_token(data_dir: &Path, node: Option<&str>, life: Duration) -> Result<String, ControlError> {
+    let request = Request::CreateToken { node: node.map(str::to_owned), life_seconds: life.as_secs() };
+    match ask(data_dir, &request, PATIENCE)? {
+        Answer::Token(token) => Ok(token),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Asks the controller that runs on a data directory for a backup; the name of the file in that directory. Blocks.
+pub fn backup(data_dir: &Path) -> Result<String, ControlError> {
+    match ask(data_dir, &Request::Backup, COPYING)? {
+        Answer::Backup(name) => Ok(name),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn unexpected(answer: Answer) -> ControlError {
+    match answer {
+        Answer::Error(reason) => ControlError::Refused(reason),
+        other => ControlError::Refused(format!("it answered something else: {other:?}")),
+    }
+}
+
+fn ask(data_dir: &Path, request: &Request, patience: Duration) -> Result<Answer, ControlError> {
     let not_running = |error| ControlError::NotRunning { data_dir: data_dir.to_owned(), error };
     let directory = File::open(data_dir).map_err(not_running)?;
     let mut connection = UnixStream::connect(short(&directory)).map_err(not_running)?;
-    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_read_timeout(Some(patience))?;
     connection.set_write_timeout(Some(PATIENCE))?;
-    let request = Request::CreateToken { node: node.map(str::to_owned), life_seconds: life.as_secs() };
-    let mut text = serde_json::to_string(&request).map_err(io::Error::from)?;
+    let mut text = serde_json::to_string(request).map_err(io::Error::from)?;
     text.push('\n');
     connection.write_all(text.as_bytes())?;
     let mut line = String::new();
     BufReader::new(connection).read_line(&mut line)?;
-    match serde_json::from_str(&line).map_err(io::Error::from)? {
-        Answer::Token(token) => Ok(token),
-        Answer::Error(reason) => Err(ControlError::Refused(reason)),
-    }
+    Ok(serde_json::from_str(&line).map_err(io::Error::from)?)
 }
 
 /// The socket's path by way of its open directory: a socket's address holds some hundred bytes, a data
@@ -154,7 +186,8 @@ mod tests {
         let control = Control::bind(&data_dir).expect("over a dead controller's socket");
         let mode = fs::metadata(data_dir.join(SOCKET)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        tokio::spawn(control.serve(tokens.clone()));
+        let source = Source { store: Store::in_memory().unwrap(), data_dir: data_dir.clone(), config: None };
+        tokio::spawn(control.serve(tokens.clone(), source));
         let token = ask("one").await.unwrap().unwrap();
         tokens.redeem(&token, "one", "key").await.unwrap();
         let refused = ask("Not A Name").await.unwrap().unwrap_err();

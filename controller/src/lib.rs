@@ -6,6 +6,7 @@ mod files;
 pub use files::make_private_directory;
 
 pub mod api;
+pub mod backup;
 pub mod certificates;
 pub mod check;
 pub mod config;

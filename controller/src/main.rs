@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use axum::Router;
 use berth_controller::api::{self, Api};
+use berth_controller::backup;
 use berth_controller::certificates;
 use berth_controller::config::{Given, Settings};
 use berth_controller::control::{self, Control};
@@ -54,6 +55,26 @@ enum Command {
     Token {
         #[command(subcommand)]
         command: TokenCommand,
+    },
+    /// Copy all that the controller is (database, authority, certificates, configuration) into one file, also while
+    /// it serves
+    Backup {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The configuration file [default: /etc/berth/controller.toml, if it is there]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The controller's [default: /var/lib/berth-controller]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    /// Make a data directory of a backup; start the controller on it then
+    Restore {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Where to; absent or empty [default: /var/lib/berth-controller]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
     },
     /// Say what is missing or wrong on this host, and how to mend it. Exit code 1: something is wrong
     Check {
@@ -100,6 +121,8 @@ fn main() -> ExitCode {
             settings(config.as_deref(), given)
                 .and_then(|settings| create_token(&settings.data_dir, node.as_deref(), ttl))
         }
+        Command::Backup { file, config, data_dir } => backup(&file, usual(config), data_dir),
+        Command::Restore { file, data_dir } => restore(&file, data_dir),
         Command::Check { config, given } => match check(config, given) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
@@ -130,6 +153,49 @@ fn check(config: Option<PathBuf>, given: Given) -> Result<bool> {
     };
     let findings = berth_controller::check::findings(&settings, from);
     Ok(service::check::tell(findings, &mut std::io::stdout().lock())?)
+}
+
+fn backup(file: &Path, config: Option<PathBuf>, data_dir: Option<PathBuf>) -> Result<()> {
+    let data_dir = settings(config.as_deref(), Given { data_dir, ..Given::default() })?.data_dir;
+    let name = if control::answers(&data_dir) {
+        control::backup(&data_dir)?
+    } else {
+        let database = data_dir.join("berth.db");
+        if !database.exists() {
+            bail!("{}: there is no controller here (--data-dir)", data_dir.display());
+        }
+        let store = Store::open(&database)?;
+        let source = backup::Source { store: store.clone(), data_dir: data_dir.clone(), config };
+        light_runtime()?.block_on(async {
+            let made = source.make().await;
+            store.close().await;
+            made
+        })?
+    };
+    backup::take_away(&data_dir, &name, file)?;
+    println!("{} holds all of {}: keep it as safe as that", file.display(), data_dir.display());
+    Ok(())
+}
+
+fn restore(file: &Path, data_dir: Option<PathBuf>) -> Result<()> {
+    let data_dir = Given { data_dir, ..Given::default() }.over(Given::default())?.data_dir;
+    let restored = light_runtime()?.block_on(backup::restore(file, &data_dir))?;
+    println!("{} is restored; start the controller on it.", data_dir.display());
+    if let Some(config) = restored.config {
+        println!("The configuration that was in force is in {}.", config.display());
+    }
+    if !restored.awaited.is_empty() {
+        println!(
+            "New pods start once these hosts have said what runs there: {}. One that will not come back is declared \
+             down: kubectl taint node NAME node.kubernetes.io/out-of-service=:NoExecute",
+            restored.awaited.join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn light_runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")
 }
 
 fn create_token(data_dir: &Path, node: Option<&str>, ttl: SignedDuration) -> Result<()> {
@@ -179,6 +245,9 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     let agents_tls = pki.server_config(&["h2"])?;
     let tokens = Tokens::new(store.clone(), pki.authority_pin());
     let control = Control::bind(data_dir).with_context(unusable)?;
+    backup::sweep(data_dir);
+    let backups =
+        backup::Source { store: store.clone(), data_dir: data_dir.clone(), config: source.config.clone() };
 
     let allocations = Allocations::new(store.clone(), service_cidr);
     let objects = Objects::new(store.clone(), Schema::get()).with(Arc::new(Revoking(allocations)));
@@ -215,7 +284,9 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     let stop = CancellationToken::new();
     let (api_at, agents_at) = (api.local_addr()?, agents.local_addr()?);
     let mut parts = JoinSet::new();
-    parts.spawn(stop.clone().run_until_cancelled_owned(control.serve(tokens)).map(|_| "the control socket"));
+    parts.spawn(
+        stop.clone().run_until_cancelled_owned(control.serve(tokens, backups)).map(|_| "the control socket"),
+    );
     parts.spawn(stop.clone().run_until_cancelled_owned(reconcile::run(loops, recorded)).map(|_| "the loops"));
     parts.spawn(stop.clone().run_until_cancelled_owned(services.run()).map(|_| "the services' side"));
     parts.spawn({

@@ -362,10 +362,16 @@ impl Scheduler {
 
 /// Frees the records of a node that a person has declared down.
 async fn free_lost(nodes: &Nodes, name: &str, node: &Value) {
-    if identity::out_of_service(node)
-        && !nodes.connected(name)
-        && let Err(error) = records::out_of_service(&nodes.inner.store, name).await
-    {
+    if !identity::out_of_service(node) || nodes.connected(name) {
+        return;
+    }
+    let store = &nodes.inner.store;
+    let freed = async {
+        records::out_of_service(store, name).await?;
+        // Nor is it awaited any more, if the store was restored from a copy.
+        records::inventory_taken(store, name).await
+    };
+    if let Err(error) = freed.await {
         tracing::warn!(node = name, %error, "its pods' names could not be freed");
     }
 }

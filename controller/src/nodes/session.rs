@@ -179,6 +179,8 @@ async fn open(nodes: &Nodes, node: &str, hello: Hello) -> Result<Teller, Ended> 
     }
     let range = nodes.range_of(node);
     let prefix = range.split_once('/').map_or("24", |(_, prefix)| prefix);
+    let restored = world::restore(store).awaited.contains(node);
+    let mut there = BTreeSet::new();
     for line in &hello.pods {
         let Some(pod) = &line.pod else { continue };
         let name = Name::new(&pod.namespace, &pod.name);
@@ -198,9 +200,27 @@ async fn open(nodes: &Nodes, node: &str, hello: Hello) -> Result<Teller, Ended> 
         if finding != Finding::InForce {
             tracing::info!(pod = %name, node, uid = %pod.uid, epoch = pod.epoch, ?finding, "found on the host");
         }
+        there.insert((name.clone(), pod.epoch));
         ledger.reported(&name, &pod.uid, pod.epoch, line.stopped);
         if let (Finding::Adopt, Some(status)) = (&finding, &line.status) {
             write_status(nodes, node, status).await?;
+        }
+    }
+    if restored {
+        // What the host held when the copy was made and holds no more has ended since, and was freed in a history
+        // that this store has lost: the host would not start that life again.
+        for (name, record) in world::records_of(store, node) {
+            if there.contains(&(name.clone(), record.epoch)) {
+                continue;
+            }
+            let from = Reporter { node, uid: &record.uid, epoch: record.epoch };
+            let freed =
+                records::stopped(store, &name, &from).await.map_err(|e| Ended::Store(e.to_string()))?;
+            tracing::warn!(pod = %name, node, uid = %record.uid, ?freed, "ended since the backup was made");
+            if freed == Freed::PodLeft {
+                let over = nodes.grace_is_over(&name, &record.uid).await;
+                over.map_err(|status| Ended::Store(status.message))?;
+            }
         }
     }
     records::inventory_taken(store, node).await.map_err(|e| Ended::Store(e.to_string()))?;

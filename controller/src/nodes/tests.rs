@@ -733,6 +733,36 @@ async fn after_a_restore_nothing_is_bound_before_every_host_has_spoken() {
     }
 }
 
+#[tokio::test]
+async fn after_a_restore_a_host_that_is_declared_down_is_not_waited_for() {
+    let controller = Controller::start().await;
+    let mut one = controller.agent("n1").await;
+    let restore = identity::Restore { awaited: ["n2".to_owned()].into() };
+    let key = super::world::restore_key();
+    controller.store.commit(crate::store::Transaction::new().put(key, restore.write())).await.unwrap();
+    controller.create_pod("web-0", json!({})).await;
+    let taint = json!({"key": identity::OUT_OF_SERVICE, "value": "gone", "effect": "NoExecute"});
+    let node = json!({"metadata": {"name": "n2"}, "spec": {"taints": [taint]}});
+    controller.objects.create(&NODE, "", node, &Options::default()).await.unwrap();
+    assert_eq!(one.assigned().await.pod.unwrap().name, "web-0");
+}
+
+#[tokio::test]
+async fn after_a_restore_what_a_host_holds_no_more_is_over() {
+    let controller = Controller::start().await;
+    let mut one = controller.agent("n1").await;
+    controller.create_pod("web-0", json!({})).await;
+    one.assigned().await;
+    drop(one);
+    let restore = identity::Restore { awaited: ["n1".to_owned()].into() };
+    let key = super::world::restore_key();
+    controller.store.commit(crate::store::Transaction::new().put(key, restore.write())).await.unwrap();
+    let _one = controller.agent("n1").await;
+    let over = || controller.get("pods", "web-0").filter(|pod| pod["status"]["reason"] == "IdentityLost");
+    controller.until("its object says so", over).await;
+    assert!(controller.record("web-0").is_none());
+}
+
 fn claim(name: &str) -> Value {
     json!({
         "metadata": {"name": name},

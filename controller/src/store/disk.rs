@@ -109,6 +109,12 @@ impl Disk {
         transaction.commit()
     }
 
+    /// Copies everything into a database of its own: `path` is a file that is there, and empty.
+    pub fn copy(&self, path: &Path) -> Result<(), rusqlite::Error> {
+        let connection = self.connection.as_ref().ok_or(rusqlite::Error::InvalidQuery)?;
+        connection.execute("VACUUM INTO ?", [path.to_string_lossy()]).map(drop)
+    }
+
     /// After an error: opens the database anew, brings what it holds safely onto the medium, and returns
     /// its revision, which tells whether the write in doubt was carried out.
     pub fn recover(&mut self) -> Result<Revision, OpenError> {

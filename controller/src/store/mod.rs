@@ -68,6 +68,15 @@ impl Store {
         Ok(Store { cache, queue })
     }
 
+    /// Copies everything that was written before into a file that is there and empty, as a database of its own.
+    /// Writes wait meanwhile.
+    pub async fn copy(&self, path: &Path) -> Result<(), String> {
+        let (answer, wait) = oneshot::channel();
+        let closed = || "the store is shutting down".to_owned();
+        self.queue.send(Request::Copy(path.to_owned(), answer)).await.map_err(|_| closed())?;
+        wait.await.map_err(|_| closed())?
+    }
+
     /// Carries out what is queued, then closes the database. Later writes are refused; reads go on.
     pub async fn close(&self) {
         let (closed, wait) = oneshot::channel();

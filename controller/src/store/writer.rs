@@ -5,6 +5,7 @@
 //! Memory never shows what is not on disk. After a disk error the writers of that batch are refused, and
 //! the next batch first finds out what the disk holds ([`Disk::recover`]).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
@@ -25,6 +26,8 @@ pub(super) type Answer = Result<Committed, CommitError>;
 
 pub(super) enum Request {
     Write(Prepared, oneshot::Sender<Answer>),
+    /// Copies the database into a file that is there and empty.
+    Copy(PathBuf, oneshot::Sender<Result<(), String>>),
     /// Answered when the database is closed.
     Close(oneshot::Sender<()>),
 }
@@ -47,6 +50,7 @@ impl Writer {
     fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let mut closing = None;
         let mut batch = Vec::new();
+        let mut copies = Vec::new();
         while closing.is_none()
             && let Some(first) = requests.blocking_recv()
         {
@@ -54,6 +58,7 @@ impl Writer {
             while let Some(request) = next {
                 match request {
                     Request::Write(transaction, answer) => batch.push((transaction, answer)),
+                    Request::Copy(path, answer) => copies.push((path, answer)),
                     Request::Close(closed) => {
                         closing = Some(closed);
                         break;
@@ -62,6 +67,12 @@ impl Writer {
                 next = if batch.len() < BATCH { requests.try_recv().ok() } else { None };
             }
             self.write(&mut batch);
+            for (path, answer) in copies.drain(..) {
+                let copied =
+                    self.resolve_doubt().and_then(|()| self.disk.copy(&path).map_err(|e| e.to_string()));
+                // Whoever asked may have gone.
+                let _ = answer.send(copied);
+            }
         }
         drop(self.disk);
         if let Some(closed) = closing {
