@@ -21,6 +21,8 @@ const UNFINISHED: &str = "backup-";
 const TABLE: &str = "CREATE TABLE file (path TEXT PRIMARY KEY, content BLOB NOT NULL) STRICT";
 const CONFIG: &str = "controller.toml";
 const DATABASE: &str = "berth.db";
+/// Paths and contents.
+type Files = Vec<(String, Vec<u8>)>;
 /// The authority first: without it, what else there is makes no controller.
 const FILES: [&str; 3] = ["pki/ca.pem", "pki/server.pem", "pki/admin.pem"];
 /// Revisions are counted on from here: whoever has seen a newer one than the copy holds will not meet it again
@@ -78,7 +80,7 @@ impl Source {
 
     /// Adds the files to the copy.
     fn seal(&self, copy: &Path) -> Result<(), BackupError> {
-        let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+        let mut files: Files = Vec::new();
         for name in FILES {
             let path = self.data_dir.join(name);
             files.push((name.to_owned(), fs::read(&path).map_err(|error| at(&path, error))?));
@@ -185,10 +187,10 @@ pub async fn restore(backup: &Path, data_dir: &Path) -> Result<Restored, BackupE
 }
 
 /// The files in a backup, if it is one and sound.
-fn look(backup: &Path) -> Result<Vec<(String, Vec<u8>)>, BackupError> {
+fn look(backup: &Path) -> Result<Files, BackupError> {
     let foreign = |reason: String| BackupError::Foreign { path: backup.to_owned(), reason };
     File::open(backup).map_err(|error| at(backup, error))?;
-    let read = || -> rusqlite::Result<(String, Vec<(String, Vec<u8>)>)> {
+    let read = || -> rusqlite::Result<(String, Files)> {
         let connection = Connection::open_with_flags(backup, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         let verdict = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         let table = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'file'";
