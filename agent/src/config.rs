@@ -94,6 +94,9 @@ pub struct Given {
     /// Where the operator's own CNI configuration is, if there is one [default: /etc/cni/net.d]
     #[arg(long, value_name = "DIR")]
     pub cni_conf_dir: Option<PathBuf>,
+    /// What mounts a share of an NFS server, called as PROGRAM SERVER:SHARE DIRECTORY -o OPTIONS [default: mount.nfs]
+    #[arg(long, value_name = "PROGRAM")]
+    pub nfs_mount_helper: Option<PathBuf>,
     /// The log writer's program [default: berth-log-writer beside this program]
     #[arg(long, value_name = "FILE")]
     pub log_writer: Option<PathBuf>,
@@ -122,6 +125,7 @@ pub struct Settings {
     pub cni_bin_dirs: Vec<PathBuf>,
     pub cni_conf_dir: Option<PathBuf>,
     pub log_writer: Option<PathBuf>,
+    pub nfs_mount_helper: Option<PathBuf>,
 }
 
 impl Given {
@@ -185,6 +189,7 @@ impl Given {
             cni_bin_dirs: several(self.cni_bin_dir, file.cni_bin_dir),
             cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir),
             log_writer: self.log_writer.or(file.log_writer),
+            nfs_mount_helper: self.nfs_mount_helper.or(file.nfs_mount_helper),
         };
         for (what, path) in [
             ("data-dir", &settings.data_dir),

@@ -16,6 +16,7 @@ use berth_agent::pods::{Pods, PodsConfig};
 use berth_agent::renewal;
 use berth_agent::runtime::{Runtime, RuntimeConfig};
 use berth_agent::session::Session;
+use berth_agent::volumes::{NfsConfig, worker};
 use berth_agent::waiting::{self, Answering};
 use berth_agent_core::network::zone::SERVER;
 use berth_service::{self as service, Signals, Wish};
@@ -69,6 +70,9 @@ enum Command {
         #[command(flatten)]
         given: Box<Given>,
     },
+    /// What the agent has done by a process of its own: a request on standard input
+    #[command(hide = true)]
+    VolumeWorker,
 }
 
 /// Where a packaged agent has its settings.
@@ -81,6 +85,10 @@ fn main() -> ExitCode {
             let flags = *given;
             settings(config.as_deref(), flags.clone())
                 .and_then(|settings| start(settings, Source { config, flags }))
+        }
+        Command::VolumeWorker => {
+            worker::main();
+            return ExitCode::SUCCESS;
         }
         Command::WaitReady { pod, timeout, config, run_dir } => wait_ready(&pod, timeout, config, run_dir),
         Command::Check { config, given } => match check(config, *given) {
@@ -221,11 +229,16 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     let addresses = node_status::addresses(&settings.node_ips, &settings.controller);
     let host_ports = HostPorts::default();
     let (host_ips, mtu) = (addresses.clone(), network.mtu_sender());
+    let mut nfs = NfsConfig::new(settings.run_dir.join("nfs"));
+    if let Some(helper) = &settings.nfs_mount_helper {
+        nfs.helper.clone_from(helper);
+    }
     let config = PodsConfig {
         data_dir: settings.data_dir.clone(),
         run_dir: settings.run_dir.clone(),
         host_ips: addresses.clone(),
         host_ports: host_ports.clone(),
+        nfs,
     };
     info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -14,6 +14,7 @@ pub mod network;
 pub mod observed;
 pub mod probe;
 pub mod remember;
+pub mod server;
 pub mod status;
 pub mod step;
 pub mod time;

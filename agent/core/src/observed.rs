@@ -138,6 +138,26 @@ impl Observed {
         }
     }
 
+    /// What is mounted of a volume is gone: it is mounted anew, and the containers that have it start anew on it.
+    pub fn volume_lost(&mut self, assignment: &Assignment, volume: &str, why: &str, now: Time) {
+        if self.stop.is_some() || self.finished {
+            return;
+        }
+        self.volume(volume, |mount| mount.mount.redo());
+        let deadline = now + grace(assignment);
+        for spec in assignment.init_containers.iter().chain(&assignment.containers) {
+            if !spec.mounts.iter().any(|mount| mount.volume == volume) {
+                continue;
+            }
+            let Some(running) = self.running(&spec.name).filter(|running| running.stopping.is_none()) else {
+                continue;
+            };
+            running.stopping = Some(stopping(spec, deadline, true, None, now));
+            let message = format!("Volume {volume}: {why}; container {} will be restarted", spec.name);
+            self.tell(true, "VolumeLost", message, Some(&spec.name));
+        }
+    }
+
     /// Another assignment for this life has come; says what of the old one is out of date.
     pub fn assigned(&mut self, old: &Assignment, new: &Assignment, now: Time) {
         let was_complete = std::mem::replace(&mut self.complete, true);
@@ -327,6 +347,13 @@ impl Observed {
                 });
             }
             (Step::Unmount { volume }, outcome) => {
+                let first = self.volumes.get(volume).is_some_and(|mount| mount.unmount.failures == 0);
+                if let Outcome::Failed(fault) = &outcome
+                    && first
+                {
+                    let message = format!("The pod waits for its volume {volume:?}: {}", fault.message);
+                    self.tell(true, "FailedUnMount", message, None);
+                }
                 self.volume(volume, |mount| settle(&mut mount.unmount, outcome, now));
             }
             (Step::Disconnect, outcome) => settle(&mut self.disconnect, outcome, now),

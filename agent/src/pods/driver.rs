@@ -63,6 +63,8 @@ struct Orders {
     stop: Option<Duration>,
     /// Say again that it has stopped, if it has.
     answer: bool,
+    /// Volumes that are to be mounted anew, and why.
+    lost: Vec<(String, String)>,
 }
 
 /// What the front shows of a pod.
@@ -101,6 +103,12 @@ impl Shared {
         orders.stop = Some(orders.stop.map_or(grace, |before| before.min(grace)));
         orders.answer = true;
         drop(orders);
+        self.ordered.notify_one();
+    }
+
+    /// What is mounted of this volume is gone.
+    pub fn lost(&self, volume: &str, why: String) {
+        self.orders().lost.push((volume.to_owned(), why));
         self.ordered.notify_one();
     }
 
@@ -216,6 +224,9 @@ impl Driver {
         if let Some(assignment) = orders.assignment {
             self.observed.assigned(&self.assignment, &assignment, now);
             self.assignment = Arc::new(assignment);
+        }
+        for (volume, why) in orders.lost {
+            self.observed.volume_lost(&self.assignment, &volume, &why, now);
         }
         if let Some(grace) = orders.stop {
             self.observed.stop(&self.assignment, grace, now);

@@ -22,6 +22,7 @@ use berth_agent_core::observed::find;
 use berth_agent_core::probe::Kind;
 use berth_agent_core::step::Pull;
 use berth_agent_core::{Exit, Fault, Outcome, Probed, Step, Time};
+use berth_proto::volume::Source;
 use berth_proto::{Assignment, Container, Handler, PodRef};
 use tokio::time::{Instant, timeout};
 
@@ -35,6 +36,7 @@ use crate::runtime::{
     ContainerSpec, Image, ImageError, LogTarget, Mount, RegistryCredentials, Resources, Runtime,
     RuntimeError, Target, TaskState, UserSpec,
 };
+use crate::volumes::nfs::Of;
 use crate::volumes::{Volumes, remove_tree};
 
 /// The most of a termination message.
@@ -114,11 +116,11 @@ impl RealHost {
         runtime: Runtime,
         network: Network,
         cgroups: Cgroups,
+        volumes: Volumes,
         data_dir: PathBuf,
         host_ips: Arc<[String]>,
         clock: Clock,
     ) -> RealHost {
-        let volumes = Volumes::new(&data_dir);
         RealHost { runtime, network, cgroups, volumes, data_dir, clock, host_ips, images: Mutex::default() }
     }
 
@@ -143,9 +145,28 @@ impl RealHost {
                 };
                 let (volumes, uid, complete) = (self.volumes.clone(), uid.to_owned(), subjects.complete);
                 let security = assignment.security.clone().unwrap_or_default();
+                if let (Some(Source::Nfs(source)), "") = (&volume.source, volume.error.as_str()) {
+                    let place = volumes.place(&uid, &volume.name);
+                    let of = Of { pod: &pod, volume: &volume.name, claim: &volume.claim, place: &place };
+                    let mounted = volumes.nfs().mount(&of, source, &security, volume.read_only).await;
+                    return mounted.map(|()| Outcome::Done).map_err(in_words);
+                }
+                if let (Some(Source::Directory(source)), false) = (&volume.source, volume.claim.is_empty()) {
+                    let place = volumes.source(&uid, &volume);
+                    let of = Of { pod: &pod, volume: &volume.name, claim: &volume.claim, place: &place };
+                    volumes.nfs().follow(&of, &volumes.root(&source.root));
+                }
                 off_thread(move || volumes.mount(&uid, &volume, &security, complete)).await?;
             }
             Step::Unmount { volume } => {
+                let spec = assignment.volumes.iter().find(|v| v.name == *volume);
+                if let Some(Source::Nfs(source)) = spec.and_then(|spec| spec.source.as_ref()) {
+                    let place = self.volumes.place(uid, volume);
+                    let of = Of { pod: &pod, volume, claim: "", place: &place };
+                    self.volumes.nfs().unmount(&of, source).await.map_err(in_words)?;
+                    return Ok(Outcome::Done);
+                }
+                self.volumes.nfs().leave_alone(&pod, volume);
                 let (volumes, uid, volume) = (self.volumes.clone(), uid.to_owned(), volume.clone());
                 off_thread(move || volumes.unmount(&uid, &volume)).await?;
             }
@@ -311,7 +332,7 @@ impl RealHost {
             let Some(volume) = assignment.volumes.iter().find(|volume| volume.name == mount.volume) else {
                 return Err(words(format!("volume {:?} is not in the assignment", mount.volume)));
             };
-            let files = matches!(volume.source, Some(berth_proto::volume::Source::Files(_)));
+            let files = matches!(volume.source, Some(Source::Files(_)));
             let read_only = mount.read_only || volume.read_only || files;
             let source = self.volumes.source(uid, volume);
             mounts.push(Mount { source, destination: mount.mount_path.clone(), read_only });
@@ -424,6 +445,8 @@ impl RealHost {
         let (cgroup, namespaces) = tokio::join!(cgroup, namespaces);
         cgroup.and(namespaces)?;
         let directory = self.directory(uid);
+        // Of a pod that nothing is known of any more.
+        self.volumes.nfs().clear(&directory).await.map_err(in_words)?;
         off_thread(move || remove_tree(&directory)).await?;
         self.images().retain(|(of, _), _| of != uid);
         Ok(())
@@ -470,6 +493,10 @@ impl Host for RealHost {
         Box::pin(async move {
             let limit = match &step {
                 Step::Wait { .. } => None,
+                // These keep to the server's patience, and may have a large directory to go through.
+                Step::Mount { volume } | Step::Unmount { volume } if on_nfs(&subjects.assignment, volume) => {
+                    None
+                }
                 Step::PullImage { .. } => Some(PULL),
                 // They keep to their own.
                 Step::PostStart { .. } | Step::PreStop { .. } | Step::Probe { .. } => None,
@@ -651,6 +678,11 @@ fn limits(assignment: &Assignment) -> PodLimits {
         cpu_limit_millis: limit(|resources| resources.cpu_limit_millis),
         memory_limit_bytes: limit(|resources| resources.memory_limit_bytes),
     }
+}
+
+fn on_nfs(assignment: &Assignment, volume: &str) -> bool {
+    let spec = assignment.volumes.iter().find(|spec| spec.name == volume);
+    spec.is_some_and(|spec| matches!(spec.source, Some(Source::Nfs(_))))
 }
 
 fn on_host_network(assignment: &Assignment) -> bool {

@@ -17,12 +17,14 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use berth_agent_core::{Admission, Fence, Observed};
+use berth_proto::volume_operation::Source as Operand;
 use berth_proto::{
-    Assignment, OperationResult, PodInventory, PodRef, PodStatus, Stop, VolumeOperation, Welcome,
+    Assignment, OperationResult, PodEvent, PodInventory, PodRef, PodStatus, Stop, VolumeOperation,
+    VolumeUsage, Welcome,
 };
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -37,7 +39,8 @@ use crate::cgroup::Cgroups;
 use crate::network::{HostPorts, Network};
 use crate::runtime::Runtime;
 use crate::state::{State, StateError};
-use crate::volumes::Volumes;
+use crate::volumes::nfs::News;
+use crate::volumes::{NfsConfig, Volumes};
 use crate::waiting::Standing;
 
 /// A volume operation is given this long.
@@ -54,6 +57,8 @@ pub struct PodsConfig {
     pub host_ips: Vec<IpAddr>,
     /// Told which ports of the host lead to its pods.
     pub host_ports: HostPorts,
+    /// How shares of NFS servers are mounted.
+    pub nfs: NfsConfig,
 }
 
 /// Why the pods of this host cannot be taken care of.
@@ -153,12 +158,24 @@ impl Pods {
     ) -> Result<Pods, OpenError> {
         let clock = Clock::start();
         let host_ips = config.host_ips.iter().map(ToString::to_string).collect();
-        let host = RealHost::new(runtime, network, cgroups, config.data_dir.clone(), host_ips, clock);
-        Pods::open_with(config, Arc::new(host), clock).await
+        let volumes = Volumes::new(&config.data_dir, config.nfs.clone());
+        let data_dir = config.data_dir.clone();
+        let host = RealHost::new(runtime, network, cgroups, volumes.clone(), data_dir, host_ips, clock);
+        Pods::take_up(config, Arc::new(host), volumes, clock).await
     }
 
     /// As [`Pods::open`], with another host to do the steps.
     pub async fn open_with(config: PodsConfig, host: Arc<dyn Host>, clock: Clock) -> Result<Pods, OpenError> {
+        let volumes = Volumes::new(&config.data_dir, config.nfs.clone());
+        Pods::take_up(config, host, volumes, clock).await
+    }
+
+    async fn take_up(
+        config: PodsConfig,
+        host: Arc<dyn Host>,
+        volumes: Volumes,
+        clock: Clock,
+    ) -> Result<Pods, OpenError> {
         let io = |path: PathBuf| move |cause| OpenError::Io { path, cause };
         for part in ["pods", "logs", "volumes"] {
             let path = config.data_dir.join(part);
@@ -176,8 +193,8 @@ impl Pods {
         };
         let survey = host.survey().await.map_err(OpenError::Survey)?;
         let held = Held { fence: opened.fence, ..Held::default() };
-        let volumes = Volumes::new(&config.data_dir);
         let pods = Pods { inner: Arc::new(Inner { config, volumes, around, held: Mutex::new(held) }) };
+        pods.inner.volumes.nfs().listen(Listener(Arc::downgrade(&pods.inner)));
         pods.adopt(opened.pods, survey, opened.rebooted);
         Ok(pods)
     }
@@ -385,6 +402,16 @@ impl Pods {
     pub async fn volume(&self, operation: VolumeOperation) -> OperationResult {
         let operation_id = operation.operation_id;
         let volumes = self.inner.volumes.clone();
+        if let Some(Operand::Nfs(source)) = &operation.source {
+            let work = volumes.nfs().operate(operation.verb(), source);
+            let error = match tokio::time::timeout(OPERATION, work).await {
+                Ok(Ok(())) => String::new(),
+                Ok(Err(error)) => error.to_string(),
+                // It goes on; asked again, it is waited for again.
+                Err(_) => format!("not done within {OPERATION:?}"),
+            };
+            return OperationResult { operation_id, error };
+        }
         let work = tokio::task::spawn_blocking(move || volumes.operate(&operation));
         let error = match tokio::time::timeout(OPERATION, work).await {
             Ok(Ok(Ok(()))) => String::new(),
@@ -443,6 +470,36 @@ impl Pods {
                 self.inner.around.outbox.stopped(pod);
             }
             None => {}
+        }
+    }
+}
+
+/// What is found out about volumes between two steps.
+struct Listener(Weak<Inner>);
+
+impl News for Listener {
+    fn event(&self, pod: &PodRef, warning: bool, reason: &'static str, message: String) {
+        let Some(inner) = self.0.upgrade() else { return };
+        inner.around.outbox.event(PodEvent {
+            pod: Some(pod.clone()),
+            r#type: if warning { "Warning" } else { "Normal" }.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            field_path: String::new(),
+            at_ms: inner.around.clock.now().0,
+        });
+    }
+
+    fn lost(&self, pod: &PodRef, volume: &str, why: String) {
+        let Some(inner) = self.0.upgrade() else { return };
+        if let Some(life) = inner.held().pods.get(&pod.uid) {
+            life.shared.lost(volume, why);
+        }
+    }
+
+    fn usage(&self, usage: VolumeUsage) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.around.outbox.usage(usage);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use berth_proto::agent_message::Message;
-use berth_proto::{AgentMessage, PodEvent, PodRef, PodStatus, Stopped};
+use berth_proto::{AgentMessage, PodEvent, PodRef, PodStatus, Stopped, VolumeUsage};
 use tokio::sync::Notify;
 
 /// Events beyond this are dropped, oldest first: they tell people what happened, nothing depends on them.
@@ -24,6 +24,8 @@ struct Content {
     statuses: BTreeMap<String, PodStatus>,
     stopped: BTreeMap<String, PodRef>,
     events: VecDeque<PodEvent>,
+    /// By pod and claim.
+    usages: BTreeMap<(String, String), VolumeUsage>,
 }
 
 impl Outbox {
@@ -48,7 +50,10 @@ impl Outbox {
         if let Some((_, pod)) = content.stopped.pop_first() {
             return Some(Message::Stopped(Stopped { pod: Some(pod) }));
         }
-        content.events.pop_front().map(Message::Event)
+        if let Some(event) = content.events.pop_front() {
+            return Some(Message::Event(event));
+        }
+        content.usages.pop_first().map(|(_, usage)| Message::VolumeUsage(usage))
     }
 
     pub(crate) fn status(&self, status: PodStatus) {
@@ -69,6 +74,12 @@ impl Outbox {
         }
         content.events.push_back(event);
         drop(content);
+        self.filled.notify_one();
+    }
+
+    pub(crate) fn usage(&self, usage: VolumeUsage) {
+        let uid = usage.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default();
+        self.lock().usages.insert((uid, usage.claim.clone()), usage);
         self.filled.notify_one();
     }
 

@@ -155,6 +155,7 @@ async fn open(dir: &std::path::Path, host: &Arc<Memory>) -> Pods {
         run_dir: dir.to_owned(),
         host_ips: vec!["192.0.2.1".parse().unwrap()],
         host_ports: HostPorts::default(),
+        nfs: NfsConfig::new(dir.join("nfs")),
     };
     Pods::open_with(config, host.clone(), Clock::start()).await.unwrap()
 }

@@ -3,21 +3,28 @@
 //! * `emptyDir`: `<pod>/volumes/<name>`, a tmpfs if it is kept in memory.
 //! * files (ConfigMap, Secret): a directory replaced atomically as Kubernetes does; Secrets on a tmpfs.
 //! * directory (class `local`): `<root>/<name>` itself, which outlives the pod.
+//! * NFS: a directory of a share that is mounted once, bound to `<pod>/volumes/<name>` (see [`nfs`]).
 //!
 //! What this module must never do: follow a symbolic link that a container may have made, remove anything
-//! below a mount, or delete a directory volume when a pod ends. Everything here blocks: callers run it off
-//! the async threads, with a deadline.
+//! below a mount, or delete a directory volume when a pod ends. Everything here but [`nfs`] blocks: callers run it
+//! off the async threads, with a deadline.
 
+mod beneath;
 mod directory;
 mod files;
+mod mounts;
+pub mod nfs;
 mod ownership;
 mod tmpfs;
+pub mod worker;
 
 use std::path::{Path, PathBuf};
 
 use berth_proto::volume::Source;
 use berth_proto::volume_operation::{Source as Operand, Verb};
 use berth_proto::{PodSecurity, Volume, VolumeOperation};
+
+pub use nfs::{Nfs, NfsConfig};
 
 /// Why a volume cannot be had, in words for the user.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +35,9 @@ pub enum VolumeError {
     /// It cannot be, as it stands.
     #[error("{0}")]
     Refused(String),
+    /// Nothing comes from that server.
+    #[error("NFS server {server} has not answered since {since}")]
+    Silent { server: String, since: String },
 }
 
 impl VolumeError {
@@ -40,12 +50,18 @@ impl VolumeError {
 #[derive(Clone, Debug)]
 pub struct Volumes {
     data_dir: PathBuf,
+    nfs: Nfs,
 }
 
 impl Volumes {
     /// `data_dir`: the agent's.
-    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Volumes { data_dir: data_dir.into() }
+    pub fn new(data_dir: impl Into<PathBuf>, nfs: NfsConfig) -> Self {
+        Volumes { data_dir: data_dir.into(), nfs: Nfs::new(nfs) }
+    }
+
+    /// Where shares of NFS servers are.
+    pub fn nfs(&self) -> &Nfs {
+        &self.nfs
     }
 
     /// What of the volume is bind-mounted into the containers.
@@ -99,10 +115,9 @@ impl Volumes {
                 }
                 ownership::apply(&directory, security, false)
             }
-            Some(Source::Nfs(source)) => Err(VolumeError::Refused(format!(
-                "NFS volumes ({}:{}) are not supported by Berth yet",
-                source.server, source.share
-            ))),
+            Some(Source::Nfs(_)) => {
+                Err(VolumeError::Refused("a bug in the agent: not a volume of this host".into()))
+            }
             None => Err(VolumeError::Refused("the assignment names no source for it".into())),
         }
     }
@@ -118,11 +133,8 @@ impl Volumes {
     pub fn operate(&self, operation: &VolumeOperation) -> Result<(), VolumeError> {
         let source = match &operation.source {
             Some(Operand::Directory(source)) => source,
-            Some(Operand::Nfs(source)) => {
-                return Err(VolumeError::Refused(format!(
-                    "NFS volumes ({}:{}) are not supported by Berth yet",
-                    source.server, source.share
-                )));
+            Some(Operand::Nfs(_)) => {
+                return Err(VolumeError::Refused("a bug in the agent: not a volume of this host".into()));
             }
             None => return Err(VolumeError::Refused("the operation names no volume".into())),
         };
@@ -134,11 +146,13 @@ impl Volumes {
         }
     }
 
-    fn place(&self, uid: &str, name: &str) -> PathBuf {
+    /// Where a pod has a volume that is not a directory of this host.
+    pub fn place(&self, uid: &str, name: &str) -> PathBuf {
         self.data_dir.join("pods").join(uid).join("volumes").join(name)
     }
 
-    fn root(&self, root: &str) -> PathBuf {
+    /// Where directory volumes are.
+    pub fn root(&self, root: &str) -> PathBuf {
         if root.is_empty() { self.data_dir.join("volumes") } else { PathBuf::from(root) }
     }
 }
@@ -150,11 +164,11 @@ fn make_directory(path: &Path) -> Result<(), VolumeError> {
 /// Removes a directory and all in it; fine when it is not there. Symbolic links are removed, not followed, and
 /// nothing is removed while something is mounted in it: that would be somebody's data.
 pub fn remove_tree(path: &Path) -> Result<(), VolumeError> {
-    if let Some(mounted) = tmpfs::mounts_below(path)?.first() {
+    if let Some(mounted) = mounts::Mounted::read()?.below(path).next() {
         return Err(VolumeError::Refused(format!(
             "{} is not removed: {} is still mounted",
             path.display(),
-            mounted.display()
+            mounted.point.display()
         )));
     }
     match std::fs::remove_dir_all(path) {

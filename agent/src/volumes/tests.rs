@@ -32,6 +32,10 @@ fn mode(path: &Path) -> u32 {
     path.symlink_metadata().unwrap().permissions().mode() & 0o7777
 }
 
+fn mounts_below(path: &Path) -> Vec<PathBuf> {
+    mounts::Mounted::read().unwrap().below(path).map(|mount| mount.point.clone()).collect()
+}
+
 struct Place {
     dir: tempfile::TempDir,
     volumes: Volumes,
@@ -39,7 +43,7 @@ struct Place {
 
 fn place() -> Place {
     let dir = tempfile::tempdir().unwrap();
-    let volumes = Volumes::new(dir.path());
+    let volumes = Volumes::new(dir.path(), NfsConfig::new(dir.path().join("nfs")));
     Place { dir, volumes }
 }
 
@@ -75,12 +79,12 @@ fn an_empty_dir_in_memory_is_a_bounded_tmpfs() {
     place.volumes.mount("u", &empty, &NOBODY, true).unwrap();
     place.volumes.mount("u", &empty, &NOBODY, true).unwrap();
     let path = place.volumes.source("u", &empty);
-    assert_eq!(tmpfs::mounts_below(place.dir.path()).unwrap(), vec![path.clone()], "once");
+    assert_eq!(mounts_below(place.dir.path()), vec![path.clone()], "once");
     assert!(std::fs::write(path.join("big"), vec![0; 2 << 20]).is_err());
     assert!(remove_tree(place.dir.path()).is_err(), "nothing is removed below a mount");
     assert!(path.join("big").exists());
     place.volumes.unmount("u", "shm").unwrap();
-    assert!(tmpfs::mounts_below(place.dir.path()).unwrap().is_empty());
+    assert!(mounts_below(place.dir.path()).is_empty());
 }
 
 #[test]
@@ -110,7 +114,7 @@ fn secrets_are_kept_in_memory_and_need_their_content() {
     assert!(place.volumes.mount("u", &secret, &NOBODY, false).is_err(), "nothing is made without content");
     place.volumes.mount("u", &secret, &group(1234, ""), true).unwrap();
     let path = place.volumes.source("u", &secret);
-    assert_eq!(tmpfs::mounts_below(&path).unwrap(), vec![path.clone()]);
+    assert_eq!(mounts_below(&path), vec![path.clone()]);
     let data = path.join("password").metadata().unwrap();
     assert_eq!((data.gid(), data.mode() & 0o777), (1234, 0o440), "fsGroup may read it");
     place.volumes.mount("u", &secret, &NOBODY, false).unwrap();
@@ -226,12 +230,4 @@ fn nothing_outside_the_root_is_removed() {
     assert!(elsewhere.exists());
     let root = DirectorySource { root: "/".into(), name: "etc".into(), mode: 0 };
     assert!(operate(&place.volumes, Verb::Remove, root).is_err());
-}
-
-#[test]
-fn nfs_is_refused_in_plain_words_for_now() {
-    let place = place();
-    let source = berth_proto::NfsSource { server: "nas".into(), share: "/x".into(), ..Default::default() };
-    let error = place.volumes.mount("u", &volume("v", Source::Nfs(source)), &NOBODY, true).unwrap_err();
-    assert_eq!(error.to_string(), "NFS volumes (nas:/x) are not supported by Berth yet");
 }

@@ -1,11 +1,12 @@
 //! Volumes in memory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount as mount_call, umount2};
 
 use super::VolumeError;
+use super::mounts::Mounted;
 
 /// Mounts a tmpfs; fine when one is there. `size` in bytes, 0: half of the machine's memory.
 pub fn mount(path: &Path, size: u64, mode: u32) -> Result<(), VolumeError> {
@@ -35,48 +36,5 @@ pub fn unmount(path: &Path) -> Result<(), VolumeError> {
 }
 
 fn is_mounted(path: &Path) -> Result<bool, VolumeError> {
-    Ok(mounts_below(path)?.iter().any(|mount| mount == path))
-}
-
-/// Mount points at or below a path, in this mount namespace.
-pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, VolumeError> {
-    let text = std::fs::read_to_string("/proc/thread-self/mountinfo")
-        .map_err(|cause| VolumeError::io("/proc/thread-self/mountinfo", cause))?;
-    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    Ok(points.filter(|point| point.starts_with(path)).collect())
-}
-
-/// mountinfo writes blanks, tabs, newlines and backslashes as `\ooo`.
-fn unescape(field: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = (first == b'\\')
-            .then(|| tail.get(..3))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_with_blanks_are_understood() {
-        assert_eq!(unescape("/a\\040b\\134c"), PathBuf::from("/a b\\c"));
-        assert_eq!(unescape("/a\\"), PathBuf::from("/a\\"));
-    }
+    Ok(Mounted::read()?.at(path).is_some())
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use berth_agent::network::HostPorts;
 use berth_agent::pods::{Outbox, Pods, PodsConfig};
 use berth_agent::runtime::{CaptureLimits, RuntimeConfig};
+use berth_agent::volumes::NfsConfig;
 use berth_proto::agent_message::Message;
 use berth_proto::container_state::{State, Terminated};
 use berth_proto::handler::{self, Handler as Kind};
@@ -86,6 +87,7 @@ impl Lab {
             run_dir: self.host.dir.path().join("run"),
             host_ips: vec!["192.0.2.7".parse().unwrap()],
             host_ports: HostPorts::default(),
+            nfs: NfsConfig::new(self.host.dir.path().join("run/nfs")),
         };
         let (runtime, network, cgroups) =
             (self.host.runtime.clone(), self.host.network.clone(), self.host.cgroups.clone());
