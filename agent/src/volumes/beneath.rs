@@ -91,8 +91,11 @@ pub fn archive(root: &OwnedFd, path: &Path) -> Result<(), Errno> {
         Err(Errno::ENOENT) => Ok(false),
         Err(errno) => Err(errno),
     };
-    if !there(name)? {
-        return Ok(());
+    match fstatat(&above, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Err(Errno::ENOENT) => return Ok(()),
+        Err(errno) => return Err(errno),
+        Ok(stat) if kind(stat.st_mode) != SFlag::S_IFDIR => return Err(Errno::ENOTDIR),
+        Ok(_) => {}
     }
     let mut to = OsStr::new("archived-").to_owned();
     to.push(name);

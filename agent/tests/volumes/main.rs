@@ -112,7 +112,8 @@ impl Lab {
     pub fn mounts(&self) -> Vec<PathBuf> {
         let text = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-        points.filter(|point| point.starts_with(self.dir.path())).collect()
+        let exports = self.dir.path().join("exports");
+        points.filter(|point| point.starts_with(self.dir.path()) && *point != exports).collect()
     }
 
     pub fn shares(&self) -> usize {
@@ -131,7 +132,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for point in self.mounts().iter().rev() {
+        for point in self.mounts().iter().rev().chain([&self.dir.path().join("exports")]) {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
         }
     }

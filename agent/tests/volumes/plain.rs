@@ -29,7 +29,11 @@ fn script(path: &Path, text: &str) -> PathBuf {
 
 fn lab() -> Lab {
     Lab::new(|dir, config| {
+        // A file system of its own, as an export is.
         let exports = dir.join("exports");
+        std::fs::create_dir(&exports).unwrap();
+        nix::mount::mount(Some("tmpfs"), &exports, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>)
+            .unwrap();
         // The helper's `server:/share` is the directory of that very name.
         for share in ["nas:/data", "other:/data"] {
             std::fs::create_dir_all(exports.join(share)).unwrap();
@@ -129,9 +133,7 @@ async fn nothing_leads_out_of_the_share() {
         let error = lab.mount("a", &source).await.unwrap_err().to_string();
         assert!(error.contains("symbolic link") || error.contains("Not a directory"), "{path}: {error}");
         for verb in [Verb::Remove, Verb::Archive, Verb::Make] {
-            // Renaming a link is no way out; what it leads to stays as it is.
-            let done = lab.nfs.operate(verb, &source).await;
-            assert!(done.is_err() || verb == Verb::Archive, "{path} {verb:?}");
+            assert!(lab.nfs.operate(verb, &source).await.is_err(), "{path} {verb:?}");
         }
     }
     for path in ["..", "../outside", "a/../../x", "/etc", "", ".", "a//b", "a/."] {
@@ -189,8 +191,12 @@ async fn a_dead_server_holds_up_nobody_elses_volumes_and_is_named() {
     assert!(told.contains("NFS server nas has not answered since"), "{told}");
     assert!(lab.news.told("lucky", "NFSServerNotAnswering").is_none());
     lab.down("nas", false);
+    let begun = Instant::now();
     for (pod, source) in &many {
-        lab.mount(pod, source).await.unwrap();
+        while let Err(error) = lab.mount(pod, source).await {
+            assert!(begun.elapsed() < PATIENCE, "{error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
     assert!(lab.news.told("p0", "NFSServerAnswering").is_some());
     assert_eq!(lab.shares(), 2);
@@ -208,7 +214,11 @@ async fn a_volume_is_unmounted_only_when_what_was_written_has_arrived() {
     // The next agent does not know the place any more once it is detached, and must flush all the same.
     let marker = place.with_file_name(".flush-data");
     assert!(marker.exists());
-    lab.unmount("a", &a).await.unwrap();
+    let begun = Instant::now();
+    while let Err(error) = lab.unmount("a", &a).await {
+        assert!(begun.elapsed() < PATIENCE, "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     assert!(!marker.exists() && !place.exists());
 }
 

@@ -448,8 +448,8 @@ impl Nfs {
                 return;
             };
             // A pod of an agent before this one may not have been taken up yet.
-            let elsewhere =
-                mounted.of(&mount.device).any(|other| other.point != root && other.id != mount.id);
+            let of_pod = |point: &Path| point.parent().is_some_and(|above| above.ends_with("volumes"));
+            let elsewhere = mounted.of(&mount.device).any(|other| of_pod(&other.point));
             if used() || (elsewhere && server.is_empty()) {
                 return;
             }
