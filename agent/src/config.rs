@@ -224,6 +224,7 @@ impl Settings {
             cni_bin_dirs,
             cni_conf_dir,
             log_writer,
+            nfs_mount_helper,
         } = new;
         let changes = [
             ("controller", self.controller != *controller),
@@ -242,6 +243,7 @@ impl Settings {
             ("cni-bin-dir", self.cni_bin_dirs != *cni_bin_dirs),
             ("cni-conf-dir", self.cni_conf_dir != *cni_conf_dir),
             ("log-writer", self.log_writer != *log_writer),
+            ("nfs-mount-helper", self.nfs_mount_helper != *nfs_mount_helper),
         ];
         changes.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
     }
