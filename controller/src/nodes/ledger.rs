@@ -22,6 +22,8 @@ pub struct Ledger {
     lives: BTreeMap<Name, Vec<Entry>>,
     /// Whose assignment was made from what.
     users: HashMap<Use, BTreeSet<Name>>,
+    /// Of these, what has come since [`Ledger::take_fresh`].
+    fresh: Vec<Use>,
 }
 
 struct Entry {
@@ -46,7 +48,7 @@ enum Said {
 
 impl Ledger {
     pub fn new(node: impl Into<String>) -> Ledger {
-        Ledger { node: node.into(), lives: BTreeMap::new(), users: HashMap::new() }
+        Ledger { node: node.into(), lives: BTreeMap::new(), users: HashMap::new(), fresh: Vec::new() }
     }
 
     /// The agent holds this life.
@@ -66,13 +68,14 @@ impl Ledger {
         self.lives.keys()
     }
 
-    pub fn knows(&self, name: &Name) -> bool {
-        self.lives.contains_key(name)
-    }
-
     /// The names whose assignments were made from this object.
     pub fn users(&self, of: &Use) -> Vec<Name> {
         self.users.get(of).into_iter().flatten().cloned().collect()
+    }
+
+    /// What assignments are made from since the last time that none was made from before.
+    pub fn take_fresh(&mut self) -> Vec<Use> {
+        std::mem::take(&mut self.fresh)
     }
 
     /// What is to be said about a name now, in order; `held` is what is stored under it.
@@ -190,6 +193,9 @@ impl Ledger {
         let before = std::mem::replace(&mut entry.uses, uses.clone());
         self.forget_uses(name, &before);
         for used in uses {
+            if !self.users.contains_key(&used) {
+                self.fresh.push(used.clone());
+            }
             self.users.entry(used).or_default().insert(name.clone());
         }
     }

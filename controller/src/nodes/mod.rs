@@ -8,6 +8,7 @@ mod addresses;
 mod binding;
 mod images;
 mod ledger;
+mod news;
 mod node_object;
 mod operations;
 mod pod_status;
@@ -18,6 +19,7 @@ mod server;
 mod session;
 mod streams;
 mod usage;
+mod wire;
 mod world;
 
 use std::collections::HashMap;
@@ -29,12 +31,12 @@ use std::time::Duration;
 
 use berth_controller_core::claims::Provisioners;
 use berth_controller_core::services::allocate::AddressRange;
-use berth_proto::ControllerMessage;
 use berth_proto::controller_message::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use addresses::{Range, RangeError};
+use wire::Outgoing;
 
 use crate::objects::Objects;
 use crate::reconcile::events::Events;
@@ -112,6 +114,7 @@ struct Inner {
     config: NodesConfig,
     sessions: Mutex<HashMap<String, Handle>>,
     next_id: AtomicU64,
+    news: news::News,
     streams: streams::Hub,
     operations: operations::Operations,
     flights: images::Flights,
@@ -132,7 +135,7 @@ struct Handle {
 }
 
 /// The way to an agent. Bounded: who cannot keep up loses the session.
-type Out = mpsc::Sender<Result<ControllerMessage, tonic::Status>>;
+type Out = mpsc::Sender<Result<Outgoing, tonic::Status>>;
 
 /// Why a host could not be asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -156,6 +159,7 @@ impl Nodes {
             config,
             sessions: Mutex::default(),
             next_id: AtomicU64::new(1),
+            news: news::News::default(),
             streams: streams::Hub::default(),
             operations: operations::Operations::default(),
             flights: images::Flights::default(),
@@ -179,7 +183,10 @@ impl Nodes {
         join: Arc<dyn Join>,
         shutdown: CancellationToken,
     ) {
-        server::serve(self.clone(), listener, tls, join, shutdown).await;
+        tokio::select! {
+            () = self.inner.news.follow(&self.inner.store) => {}
+            () = server::serve(self.clone(), listener, tls, join, shutdown) => {}
+        }
     }
 
     /// Whether this node's agent is connected.
@@ -198,7 +205,7 @@ impl Nodes {
     async fn tell(&self, node: &str, message: Message) -> Result<(), NodeError> {
         let away = || NodeError::Away(node.to_owned());
         let out = self.sessions().get(node).map(|handle| handle.out.clone()).ok_or_else(away)?;
-        out.send(Ok(ControllerMessage { message: Some(message) })).await.map_err(|_| away())
+        out.send(Ok(Outgoing::from(message))).await.map_err(|_| away())
     }
 
     fn next_id(&self) -> u64 {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use berth_proto::controller_message::Message;
 use berth_proto::prefetch::Image;
-use berth_proto::{ControllerMessage, OperationResult, Prefetch, RegistryAuth, VolumeOperation};
+use berth_proto::{OperationResult, Prefetch, RegistryAuth, VolumeOperation};
 use tokio::sync::oneshot;
 
 use super::{Forget, NodeError, Nodes, lock};
@@ -89,8 +89,7 @@ impl Nodes {
         };
         let _forget = Forget(|| drop(lock(&self.inner.operations.0).remove(&id)));
         let asked = async {
-            let message = ControllerMessage { message: Some(message(id)) };
-            out.send(Ok(message)).await.map_err(|_| away())?;
+            out.send(Ok(message(id).into())).await.map_err(|_| away())?;
             // The sender goes with the session.
             answer.await.map_err(|_| away())?.map_err(NodeError::Failed)
         };

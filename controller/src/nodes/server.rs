@@ -8,6 +8,7 @@ use berth_proto::stream_up::Message as Up;
 use berth_proto::{
     AgentMessage, ControllerMessage, JoinRequest, JoinResponse, RenewRequest, StreamDown, StreamUp,
 };
+use futures_util::future;
 use http_body_util::Limited;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,9 +19,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codegen::Service as _;
+use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::streams::AgentStream;
+use super::wire::{Outgoing, SESSION, SessionCodec};
 use super::{Join, JoinRefused, Joined, Nodes, session, world};
 use crate::pki::{self, Identity};
 use crate::store::Scope;
@@ -76,12 +79,13 @@ pub(super) async fn serve(
         };
         let Ok(permit) = handshakes.clone().acquire_owned().await else { break };
         let (acceptor, service, shutdown) = (acceptor.clone(), service.clone(), shutdown.clone());
+        let sessions = Sessions(nodes.clone());
         connections.spawn(async move {
             let _ = stream.set_nodelay(true);
             let done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
             drop(permit);
             if let Ok(Ok(stream)) = done {
-                connection(stream, service, shutdown).await;
+                connection(stream, service, sessions, shutdown).await;
             }
         });
     }
@@ -100,7 +104,12 @@ struct Peer {
     key: Option<String>,
 }
 
-async fn connection(stream: TlsStream<TcpStream>, service: NodeServer<Service>, shutdown: CancellationToken) {
+async fn connection(
+    stream: TlsStream<TcpStream>,
+    service: NodeServer<Service>,
+    sessions: Sessions,
+    shutdown: CancellationToken,
+) {
     let certificate = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
     let node = certificate.and_then(Identity::of).and_then(|who| who.node().map(str::to_owned));
     let peer = Peer { node, key: certificate.and_then(pki::key_hash) };
@@ -111,8 +120,13 @@ async fn connection(stream: TlsStream<TcpStream>, service: NodeServer<Service>, 
             true => tonic::body::Body::new(Limited::new(body, STRANGER)),
             false => tonic::body::Body::new(body),
         });
-        let mut service = service.clone();
-        async move { service.call(request).await }
+        let (mut service, mut sessions) = (service.clone(), sessions.clone());
+        async move {
+            if request.uri().path() == SESSION {
+                return Ok(sessions.call(request).await);
+            }
+            service.call(request).await
+        }
     });
     let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -179,6 +193,35 @@ async fn end_revoked(nodes: Nodes) {
     }
 }
 
+/// The one call that is not the generated service's, for its codec.
+#[derive(Clone)]
+struct Sessions(Nodes);
+
+impl Sessions {
+    async fn call(&mut self, request: http::Request<tonic::body::Body>) -> http::Response<tonic::body::Body> {
+        tonic::server::Grpc::new(SessionCodec)
+            .apply_max_message_size_config(Some(LARGEST), Some(LARGEST))
+            .streaming(self.clone(), request)
+            .await
+    }
+}
+
+impl StreamingService<AgentMessage> for Sessions {
+    type Response = Outgoing;
+    type ResponseStream = ReceiverStream<Result<Outgoing, Status>>;
+    type Future = future::Ready<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<AgentMessage>>) -> Self::Future {
+        let node = match caller(&self.0, &request) {
+            Ok(node) => node,
+            Err(status) => return future::ready(Err(status)),
+        };
+        let (out, messages) = mpsc::channel(WAITING);
+        tokio::spawn(session::run(self.0.clone(), node, request.into_inner(), out));
+        future::ready(Ok(Response::new(ReceiverStream::new(messages))))
+    }
+}
+
 #[tonic::async_trait]
 impl Node for Service {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
@@ -216,14 +259,12 @@ impl Node for Service {
 
     type SessionStream = ReceiverStream<Result<ControllerMessage, Status>>;
 
+    /// [`Sessions`] answers it before it comes here.
     async fn session(
         &self,
-        request: Request<Streaming<AgentMessage>>,
+        _: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let node = caller(&self.nodes, &request)?;
-        let (out, messages) = mpsc::channel(WAITING);
-        tokio::spawn(session::run(self.nodes.clone(), node, request.into_inner(), out));
-        Ok(Response::new(ReceiverStream::new(messages)))
+        Err(Status::unimplemented("a session is served elsewhere"))
     }
 
     type StreamStream = ReceiverStream<Result<StreamDown, Status>>;

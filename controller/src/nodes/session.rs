@@ -8,28 +8,26 @@
 //! takes over. Nothing here outlives the session but what was written to the store.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use berth_controller_core::identity::{Finding, Reported};
-use berth_controller_core::resolve::Use;
 use berth_proto::agent_message::Message as FromAgent;
 use berth_proto::controller_message::Message as ToAgent;
-use berth_proto::{
-    AgentMessage, ControllerMessage, Heartbeat, Hello, NetworkUpdate, PodEvent, PodRef, PodStatus, Synced,
-    Welcome,
-};
+use berth_proto::{AgentMessage, Heartbeat, Hello, PodEvent, PodRef, PodStatus, Synced, Welcome};
 use futures_util::{FutureExt, StreamExt, future};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tonic::{Status, Streaming};
 
 use super::ledger::Ledger;
+use super::news::{self, Mail};
 use super::records::{self, Freed, Reporter};
+use super::wire::Outgoing;
 use super::world::{self, Name};
 use super::{Handle, Nodes, Out, pod_status, usage};
 use crate::reconcile::events::{EventType, ObjectRef, Occurrence};
-use crate::store::{CommitError, Event, Expired, Key, Scope, Store, Transaction, Watch};
+use crate::services::Told;
+use crate::store::{CommitError, Key, Store, Transaction};
 use crate::tokens;
 
 /// How often each side says that it is there.
@@ -171,7 +169,7 @@ async fn hold(
 async fn open(nodes: &Nodes, node: &str, hello: Hello) -> Result<Teller, Ended> {
     let store = &nodes.inner.store;
     // From before anything is read: what changes meanwhile is looked at once more.
-    let watches = Watches::new(store).map_err(|e| Ended::Store(e.to_string()))?;
+    let mail = nodes.inner.news.open(node);
     let mut ledger = Ledger::new(node);
     let report = hello.node.clone().unwrap_or_default();
     if let Err(status) = nodes.register(node, &report, &hello.agent_version).await {
@@ -224,14 +222,14 @@ async fn open(nodes: &Nodes, node: &str, hello: Hello) -> Result<Teller, Ended> 
         }
     }
     records::inventory_taken(store, node).await.map_err(|e| Ended::Store(e.to_string()))?;
-    Ok(Teller { node: node.to_owned(), ledger, watches })
+    Ok(Teller { node: node.to_owned(), ledger, mail })
 }
 
 /// The telling half.
 struct Teller {
     node: String,
     ledger: Ledger,
-    watches: Watches,
+    mail: Mail,
 }
 
 impl Teller {
@@ -262,25 +260,26 @@ impl Teller {
                     Some(note) => self.heard(note, &mut dirty),
                 },
                 updates = network.next() => send_network(out, updates).await?,
-                events = self.watches.next() => match events {
-                    Ok(events) => {
-                        for event in events {
-                            self.changed(&event, &mut dirty);
+                letters = self.mail.next() => {
+                    dirty.extend(letters.names);
+                    for source in letters.sources {
+                        let users = self.ledger.users(&source);
+                        if users.is_empty() {
+                            self.mail.leave(&source);
                         }
-                        // A Node that a person has deleted changes nothing for what runs on it.
-                        if let Some(now) = nodes.place_of(&self.node)
-                            && now != place
-                        {
-                            place = now;
-                            dirty = self.everything(store);
-                        }
+                        dirty.extend(users);
                     }
-                    Err(Expired { .. }) => {
-                        self.watches = Watches::new(store).map_err(|e| Ended::Store(e.to_string()))?;
-                        place = nodes.place_of(&self.node).unwrap_or(place);
+                    // A Node that a person has deleted changes nothing for what runs on it.
+                    let moved = (letters.node || letters.everything)
+                        .then(|| nodes.place_of(&self.node))
+                        .flatten()
+                        .filter(|now| *now != place);
+                    let all = letters.everything || moved.is_some();
+                    place = moved.unwrap_or(place);
+                    if all {
                         dirty = self.everything(store);
                     }
-                },
+                }
             }
             self.review(&mut dirty, &mut heard, nodes, out, &place).await?;
         }
@@ -298,28 +297,6 @@ impl Teller {
         records.chain(self.ledger.names().cloned()).collect()
     }
 
-    fn changed(&self, event: &Event, dirty: &mut BTreeSet<Name>) {
-        let key = &event.object.key;
-        let name = Name::of(key);
-        match &*key.resource {
-            world::PODS if self.ledger.knows(&name) => drop(dirty.insert(name)),
-            world::PODS | world::NODES => {}
-            berth_controller_core::identity::RESOURCE => {
-                let ours = |o: &crate::store::Object| o.value()["node"] == self.node.as_str();
-                if self.ledger.knows(&name) || ours(&event.object) {
-                    dirty.insert(name);
-                }
-            }
-            berth_controller_core::identity::RESTORE => dirty.extend(self.ledger.names().cloned()),
-            resource => {
-                for resource in Watches::SOURCES.iter().filter(|s| **s == resource) {
-                    let used = Use { resource, namespace: key.namespace.clone(), name: key.name.clone() };
-                    dirty.extend(self.ledger.users(&used));
-                }
-            }
-        }
-    }
-
     async fn review(
         &mut self,
         dirty: &mut BTreeSet<Name>,
@@ -330,6 +307,7 @@ impl Teller {
     ) -> Result<(), Ended> {
         let store = &nodes.inner.store;
         while let Some(name) = dirty.pop_first() {
+            let read_at = store.revision();
             let held = world::held(store, &name);
             // A note is passed on before the record goes: whoever has seen the record gone finds it here.
             while let Ok(note) = heard.try_recv() {
@@ -338,55 +316,35 @@ impl Teller {
             for message in self.ledger.review(&name, &held, store, place, Timestamp::now()) {
                 send(out, message).await?;
             }
+            for source in self.ledger.take_fresh() {
+                let key = news::key_of(&source);
+                self.mail.follow(source);
+                // What has changed before anybody knew that it matters.
+                if store.get(&key).is_some_and(|object| object.revision > read_at) {
+                    dirty.insert(name.clone());
+                }
+            }
         }
         Ok(())
     }
 }
 
-async fn send_network(out: &Out, updates: Vec<Arc<NetworkUpdate>>) -> Result<(), Ended> {
+async fn send_network(out: &Out, updates: Vec<Told>) -> Result<(), Ended> {
     for update in updates {
-        send(out, ToAgent::Network(NetworkUpdate::clone(&update))).await?;
+        pass(out, Outgoing::Encoded(update.encoded)).await?;
     }
     Ok(())
 }
 
 async fn send(out: &Out, message: ToAgent) -> Result<(), Ended> {
-    let sending = out.send(Ok(ControllerMessage { message: Some(message) }));
-    match tokio::time::timeout(STUCK, sending).await {
+    pass(out, message.into()).await
+}
+
+async fn pass(out: &Out, message: Outgoing) -> Result<(), Ended> {
+    match tokio::time::timeout(STUCK, out.send(Ok(message))).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Ended::Closed),
         Err(_) => Err(Ended::Stuck),
-    }
-}
-
-/// Everything an assignment depends on, watched.
-struct Watches {
-    all: Vec<Watch>,
-}
-
-impl Watches {
-    /// What [`berth_controller_core::resolve`] looks up.
-    const SOURCES: [&'static str; 4] =
-        ["configmaps", "secrets", "persistentvolumeclaims", "persistentvolumes"];
-
-    fn new(store: &Store) -> Result<Watches, Expired> {
-        let now = store.revision();
-        let own = [
-            berth_controller_core::identity::RESOURCE,
-            world::PODS,
-            world::NODES,
-            berth_controller_core::identity::RESTORE,
-        ];
-        let scopes = own.into_iter().chain(Watches::SOURCES);
-        let all = scopes.map(|resource| store.watch(&Scope::all(resource), now));
-        Ok(Watches { all: all.collect::<Result<_, _>>()? })
-    }
-
-    /// What happened, of whichever kind comes first. May be dropped at any time.
-    async fn next(&mut self) -> Result<Vec<Event>, Expired> {
-        let waiting = self.all.iter_mut().map(|watch| watch.next().boxed());
-        let (batch, _, _) = future::select_all(waiting).await;
-        Ok(batch?.events)
     }
 }
 

@@ -1,7 +1,6 @@
 //! Keeps the view up to date with the store, and tells what has changed: to the listeners by a new revision, to
 //! the writer of Endpoints by its queue.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use berth_controller_core::services::{
 use berth_proto::NetworkUpdate;
 use futures_util::{FutureExt as _, future};
 
-use super::{LOG, Services, State, endpoints, lock};
+use super::{LOG, Services, State, Told, endpoints, lock};
 use crate::objects;
 use crate::store::{Event, EventKind, Expired, Key, Object, Scope, Store, Watch};
 
@@ -139,19 +138,15 @@ impl State {
     fn log(&mut self, update: NetworkUpdate) {
         self.revision += 1;
         for part in view::split(update) {
-            self.logged += weight(&part);
-            self.log.push_back((self.revision, Arc::new(part)));
+            let told = Told::new(part);
+            self.logged += told.weight;
+            self.log.push_back((self.revision, told));
         }
         while self.logged > LOG && self.log.len() > 1 {
             let Some((_, oldest)) = self.log.pop_front() else { break };
-            self.logged -= weight(&oldest);
+            self.logged -= oldest.weight;
         }
     }
-}
-
-fn weight(update: &NetworkUpdate) -> usize {
-    let endpoints: usize = update.endpoints.iter().map(|e| 1 + e.endpoints.len() + e.removed.len()).sum();
-    1 + endpoints + update.services.len() + update.peers.len()
 }
 
 /// Everything the view is made from, watched.

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use berth_proto::NetworkUpdate;
 use tokio::sync::watch;
 
-use super::{Inner, State};
+use super::{Inner, State, Told};
 
 /// Who is told everything once, and then what changes. Holds a place, not a queue: a slow one costs nothing, and
 /// is told everything again once it is too far behind.
@@ -25,7 +24,7 @@ impl Listener {
     }
 
     /// What is to be told next, in order; waits until there is something. May be dropped at any time.
-    pub async fn next(&mut self) -> Vec<Arc<NetworkUpdate>> {
+    pub async fn next(&mut self) -> Vec<Told> {
         loop {
             self.wake.mark_unchanged();
             let (revision, updates) = self.inner.state().after(self.after);
@@ -48,7 +47,7 @@ impl Drop for Listener {
 
 impl State {
     /// What was said after a revision, and up to which.
-    fn after(&mut self, after: u64) -> (u64, Vec<Arc<NetworkUpdate>>) {
+    fn after(&mut self, after: u64) -> (u64, Vec<Told>) {
         // A revision may have several parts: one that is cut off by the log's end is not there.
         let whole = self.log.front().is_some_and(|(first, _)| *first <= after);
         if after > 0 && (whole || self.revision == after) {
@@ -58,13 +57,13 @@ impl State {
         (self.revision, if self.revision == 0 { Vec::new() } else { self.everything() })
     }
 
-    fn everything(&mut self) -> Vec<Arc<NetworkUpdate>> {
+    fn everything(&mut self) -> Vec<Told> {
         if let Some((revision, all)) = &self.snapshot
             && *revision == self.revision
         {
             return all.to_vec();
         }
-        let all: Arc<[Arc<NetworkUpdate>]> = self.view.snapshot().into_iter().map(Arc::new).collect();
+        let all: Arc<[Told]> = self.view.snapshot().into_iter().map(Told::new).collect();
         self.snapshot = Some((self.revision, all.clone()));
         all.to_vec()
     }

@@ -19,7 +19,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_controller_core::services::Named;
 use berth_controller_core::services::view::View;
-use berth_proto::NetworkUpdate;
+use berth_proto::controller_message::Message;
+use berth_proto::{ControllerMessage, NetworkUpdate};
+use bytes::Bytes;
+use prost::Message as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -61,10 +64,28 @@ struct State {
     view: View,
     revision: u64,
     /// Revision and what was said with it, oldest first.
-    log: VecDeque<(u64, Arc<NetworkUpdate>)>,
+    log: VecDeque<(u64, Told)>,
     logged: usize,
     /// Everything, as it was said up to a revision; made when somebody asks.
-    snapshot: Option<(u64, Arc<[Arc<NetworkUpdate>]>)>,
+    snapshot: Option<(u64, Arc<[Told]>)>,
+}
+
+/// An update as it goes to every host: encoded once. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The whole `ControllerMessage`.
+    pub encoded: Bytes,
+    /// How much it says, in endpoints and services.
+    weight: usize,
+}
+
+impl Told {
+    fn new(update: NetworkUpdate) -> Told {
+        let endpoints: usize = update.endpoints.iter().map(|e| 1 + e.endpoints.len() + e.removed.len()).sum();
+        let weight = 1 + endpoints + update.services.len() + update.peers.len();
+        let message = ControllerMessage { message: Some(Message::Network(update)) };
+        Told { encoded: message.encode_to_vec().into(), weight }
+    }
 }
 
 impl Services {

@@ -188,6 +188,16 @@ async fn endpoints_and_slices_follow_the_pods_and_go_with_the_service() {
     until("all is gone", || (endpoints().is_none() && slices().is_empty()).then_some(())).await;
 }
 
+/// What a listener is told next.
+async fn told(listener: &mut Listener) -> Vec<NetworkUpdate> {
+    let told = tokio::time::timeout(PATIENCE, listener.next()).await.unwrap();
+    let read = |told: Told| match ControllerMessage::decode(told.encoded).unwrap().message {
+        Some(Message::Network(update)) => update,
+        other => panic!("{other:?}"),
+    };
+    told.into_iter().map(read).collect()
+}
+
 #[tokio::test]
 async fn endpoints_made_by_hand_stay_as_they_are_until_their_service_goes() {
     let store = Store::in_memory().unwrap();
@@ -198,16 +208,13 @@ async fn endpoints_made_by_hand_stay_as_they_are_until_their_service_goes() {
     objects.create(&ENDPOINTS, "default", by_hand, &Options::default()).await.unwrap();
     create(&objects, "db", json!({})).await.unwrap();
     let mut listener = services.listen();
-    let heard = async {
-        loop {
-            for update in listener.next().await {
-                if let Some(endpoint) = update.endpoints.first().and_then(|e| e.endpoints.first()) {
-                    return endpoint.addresses.clone();
-                }
-            }
+    let heard = loop {
+        let updates = told(&mut listener).await;
+        if let Some(endpoint) = updates.iter().flat_map(|u| &u.endpoints).flat_map(|e| &e.endpoints).next() {
+            break endpoint.addresses.clone();
         }
     };
-    assert_eq!(tokio::time::timeout(PATIENCE, heard).await.unwrap(), ["192.0.2.4"]);
+    assert_eq!(heard, ["192.0.2.4"]);
     let there = || store.get(&Key::new("endpoints", "default", "db"));
     assert_eq!(there().unwrap().value()["subsets"][0]["addresses"][0]["ip"], "192.0.2.4");
     objects.delete(&SERVICE, "default", "db", &DeleteOptions::default()).await.unwrap();
@@ -223,23 +230,20 @@ async fn a_listener_hears_everything_once_then_what_changes_and_all_again_when_i
     create(&objects, "web", json!({"selector": {"app": "web"}})).await.unwrap();
     let mut listener = services.listen();
     let mut late = services.listen();
-    let first = tokio::time::timeout(PATIENCE, listener.next()).await.unwrap();
+    let first = told(&mut listener).await;
     assert!(first[0].reset && first.last().unwrap().complete);
     late.next().await;
     put_pod(&store, "web-0", true, "10.42.0.2/24").await;
-    let told = async {
-        loop {
-            if let Some(update) = listener.next().await.into_iter().find(|u| !u.endpoints.is_empty()) {
-                return update;
-            }
+    let change = loop {
+        if let Some(update) = told(&mut listener).await.into_iter().find(|u| !u.endpoints.is_empty()) {
+            break update;
         }
     };
-    let told = tokio::time::timeout(PATIENCE, told).await.unwrap();
-    assert!(!told.reset);
-    assert_eq!(told.endpoints[0].endpoints[0].addresses, ["10.42.0.2"]);
+    assert!(!change.reset);
+    assert_eq!(change.endpoints[0].endpoints[0].addresses, ["10.42.0.2"]);
     // The log forgets what the late one has not heard.
     services.inner.state().log.clear();
-    let again = tokio::time::timeout(PATIENCE, late.next()).await.unwrap();
+    let again = told(&mut late).await;
     assert!(again[0].reset);
     assert_eq!(again[0].endpoints[0].endpoints[0].id, "web-0");
 }
