@@ -282,6 +282,6 @@ pub fn images_dir() -> Result<PathBuf> {
     Ok(tools::target_dir()?.join("images"))
 }
 
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

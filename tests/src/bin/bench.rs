@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail};
 use berth_tests::cluster::{self, Cluster};
 use berth_tests::floor::{self, median};
 use berth_tests::host::Host;
-use berth_tests::{image, kubectl, tools};
+use berth_tests::process::{cpu_seconds, pss_mib};
+use berth_tests::{fleet, image, kubectl, tools};
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
@@ -35,6 +36,23 @@ enum Sub {
     /// One round of the floor (run by the benchmark itself inside a host's namespaces).
     #[command(hide = true)]
     Floor { socket: PathBuf, dir: PathBuf },
+    /// Only the fleet: a controller on one core, and many hosts that are played.
+    Fleet {
+        #[command(flatten)]
+        size: fleet::Size,
+    },
+    /// The played hosts (run by the benchmark itself).
+    #[command(hide = true)]
+    FleetAgents {
+        #[arg(long)]
+        controller: String,
+        #[arg(long)]
+        token: String,
+        #[arg(long)]
+        authority: PathBuf,
+        #[command(flatten)]
+        size: fleet::Size,
+    },
 }
 
 fn main() -> Result<()> {
@@ -45,6 +63,23 @@ fn main() -> Result<()> {
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             println!("{}", runtime.block_on(floor::round(&socket, &dir))?.to_json());
             Ok(())
+        }
+        Some(Sub::FleetAgents { controller, token, authority, size }) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(fleet::agents::play(fleet::agents::Plan { controller, token, authority, size }))
+        }
+        Some(Sub::Fleet { size }) => {
+            let rows = fleet_rows(size)?;
+            show(&rows);
+            // What was measured before stays beside it.
+            let file = out_dir()?.join("summary.json");
+            let before: Vec<Value> = match std::fs::read(&file) {
+                Ok(text) => serde_json::from_slice(&text)?,
+                Err(_) => Vec::new(),
+            };
+            let again = |row: &Value| rows.iter().any(|new| new["name"] == row["name"]);
+            let all: Vec<&Value> = before.iter().filter(|row| !again(row)).chain(&rows).collect();
+            Ok(std::fs::write(file, serde_json::to_string_pretty(&all)?)?)
         }
         None => bench(args.rounds.max(1), args.idle_seconds.max(1)),
     }
@@ -59,8 +94,7 @@ struct Samples {
 }
 
 fn bench(rounds: usize, idle_seconds: u64) -> Result<()> {
-    let out = tools::target_dir()?.join("bench");
-    std::fs::create_dir_all(&out)?;
+    let out = out_dir()?;
     let dir = out.join("cluster");
     Cluster::remove(&dir)?;
     let cluster = Cluster::start(&dir, &[("node1", 0)])?;
@@ -134,12 +168,40 @@ fn bench(rounds: usize, idle_seconds: u64) -> Result<()> {
     ] {
         rows.push(json!({"name": name, "value": round2(value), "unit": unit, "floor": Value::Null, "ratio": Value::Null}));
     }
+    // It has the machine to itself.
+    drop(cluster);
+    rows.extend(fleet_rows(fleet::Size::DEFAULT)?);
     std::fs::write(out.join("summary.json"), serde_json::to_string_pretty(&rows)?)?;
-    println!("{:<22} {:>10} {:>12} {:>10} {:>7}", "measure", "value", "unit", "floor", "ratio");
-    for row in &rows {
+    show(&rows);
+    println!("medians of {rounds} rounds; also in {}", out.join("summary.json").display());
+    Ok(())
+}
+
+fn out_dir() -> Result<PathBuf> {
+    let out = tools::target_dir()?.join("bench");
+    std::fs::create_dir_all(&out)?;
+    Ok(out)
+}
+
+fn fleet_rows(size: fleet::Size) -> Result<Vec<Value>> {
+    let measured = fleet::run(&out_dir()?.join("fleet"), &std::env::current_exe()?, size)?;
+    eprintln!("fleet: {}", measured.more);
+    let rows = [
+        ("fleet-placed-per-second", measured.placed_per_second, "pods/s"),
+        ("fleet-records-delivered-p99-ms", measured.delivered_p99_ms, "ms"),
+        ("fleet-api-get-p99-ms", measured.get_p99_ms, "ms"),
+        ("fleet-controller-pss-mib", measured.pss_mib, "MiB"),
+    ];
+    let row = |(name, value, unit): (&str, f64, &str)| json!({"name": name, "value": round2(value), "unit": unit, "floor": Value::Null, "ratio": Value::Null});
+    Ok(rows.map(row).into())
+}
+
+fn show(rows: &[Value]) {
+    println!("{:<30} {:>10} {:>12} {:>10} {:>7}", "measure", "value", "unit", "floor", "ratio");
+    for row in rows {
         let number = |v: &Value| v.as_f64().map_or("-".to_owned(), |f| format!("{f:.2}"));
         println!(
-            "{:<22} {:>10} {:>12} {:>10} {:>7}",
+            "{:<30} {:>10} {:>12} {:>10} {:>7}",
             row["name"].as_str().unwrap_or_default(),
             number(&row["value"]),
             row["unit"].as_str().unwrap_or_default(),
@@ -147,8 +209,6 @@ fn bench(rounds: usize, idle_seconds: u64) -> Result<()> {
             number(&row["ratio"])
         );
     }
-    println!("medians of {rounds} rounds; also in {}", out.join("summary.json").display());
-    Ok(())
 }
 
 fn round1(v: f64) -> f64 {
@@ -322,25 +382,6 @@ impl Drop for Watch {
 
 fn pid(file: &std::path::Path) -> Result<i32> {
     std::fs::read_to_string(file)?.trim().parse().with_context(|| file.display().to_string())
-}
-
-/// Proportional set size, MiB.
-fn pss_mib(pid: i32) -> Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find(|l| l.starts_with("Pss:")).context("no Pss")?;
-    let kib: f64 = line.split_whitespace().nth(1).context("no Pss")?.parse()?;
-    Ok(kib / 1024.0)
-}
-
-/// CPU seconds used so far, user and system.
-fn cpu_seconds(pid: i32) -> Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after = text.rsplit(") ").next().context("stat")?;
-    let fields: Vec<&str> = after.split(' ').collect();
-    let ticks: f64 =
-        fields.get(11).context("utime")?.parse::<f64>()? + fields.get(12).context("stime")?.parse::<f64>()?;
-    // USER_HZ is 100 on every Linux this runs on.
-    Ok(ticks / 100.0)
 }
 
 /// The log writers of this host's containers.
