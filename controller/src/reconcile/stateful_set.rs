@@ -189,7 +189,8 @@ async fn reconcile(on: &Loop, (namespace, name): SetKey) -> Outcome {
         let owned = |o: &Object| o.meta.owners.iter().any(|r| r.controller && &*r.uid == uid);
         let listed =
             |resource: &'static str| store.list(&Scope::namespaced(resource, namespace.as_str())).objects;
-        let pods = listed("pods");
+        let prefix = format!("{name}-");
+        let pods = store.kin("pods", &namespace, uid, &prefix);
         let of_name = |o: &Object| parent_and_ordinal(&o.key.name).is_some_and(|(parent, _)| parent == name);
         let pods = read_all(&mut held.pods, pods.iter().filter(|o| owned(o) || of_name(o)), Pod::read);
         let claims = listed("persistentvolumeclaims");
@@ -198,10 +199,8 @@ async fn reconcile(on: &Loop, (namespace, name): SetKey) -> Outcome {
             parent_and_ordinal(&o.key.name).is_some_and(|(parent, _)| parent.ends_with(&suffix))
         };
         let claims: Vec<Claim> = claims.iter().filter(of_set).map(|o| Claim::read(&o.value())).collect();
-        let revisions = listed("controllerrevisions.apps");
-        let prefix = format!("{name}-");
-        let near = |o: &&Arc<Object>| owned(o) || o.key.name.starts_with(&prefix);
-        let revisions = read_all(&mut held.revisions, revisions.iter().filter(near), Revision::read);
+        let revisions = store.kin("controllerrevisions.apps", &namespace, uid, &prefix);
+        let revisions = read_all(&mut held.revisions, revisions.iter(), Revision::read);
         plan(&set, &pods, &claims, &revisions, Timestamp::now())
     };
     let done = carry_out(on, &set, &stored, value, plan).await;

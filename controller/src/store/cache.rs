@@ -33,6 +33,8 @@ struct Resource {
     /// One leaked copy of each resource's name (there are a few dozen) instead of one an object.
     name: &'static str,
     objects: BTreeSet<Entry>,
+    /// The objects that each controller owns, by its uid.
+    owned: HashMap<Box<str>, BTreeSet<Entry>>,
     object_bytes: usize,
     ring: VecDeque<Event>,
     ring_bytes: usize,
@@ -53,7 +55,9 @@ impl Cache {
         let resource = state.resource(&object.key.resource);
         object.key.resource = resource.name.into();
         resource.object_bytes += object.weight();
-        resource.objects.insert(Entry(Arc::new(object)));
+        let object = Arc::new(object);
+        resource.own(&object);
+        resource.objects.insert(Entry(object));
     }
 
     pub fn revision(&self) -> Revision {
@@ -71,6 +75,22 @@ impl Cache {
             None => Vec::new(),
         };
         List { revision: state.revision, objects, remaining: 0 }
+    }
+
+    /// The objects of a namespace that this controller owns, and those whose names begin so; by name.
+    pub fn kin(&self, resource: &str, namespace: &str, owner: &str, prefix: &str) -> Vec<Arc<Object>> {
+        let state = self.state();
+        let Some(resource) = state.resources.get(resource) else { return Vec::new() };
+        let from = (namespace, prefix);
+        let named = resource
+            .objects
+            .range::<dyn Named, _>((Bound::Included(&from as &dyn Named), Bound::Unbounded))
+            .take_while(|e| e.0.key.namespace == namespace && e.0.key.name.starts_with(prefix));
+        let owned = resource.owned.get(owner).into_iter().flatten();
+        let owned = owned.filter(|e| e.0.key.namespace == namespace && !e.0.key.name.starts_with(prefix));
+        let mut kin: Vec<Arc<Object>> = named.chain(owned).map(|e| e.0.clone()).collect();
+        kin.sort_by(|a, b| a.key.name.cmp(&b.key.name));
+        kin
     }
 
     pub fn list_page(
@@ -180,6 +200,7 @@ impl State {
         self.resources.entry(name).or_insert_with(|| Resource {
             name,
             objects: BTreeSet::new(),
+            owned: HashMap::new(),
             object_bytes: 0,
             ring: VecDeque::new(),
             ring_bytes: 0,
@@ -223,10 +244,31 @@ impl Resource {
         self.ring.range(start..)
     }
 
+    fn own(&mut self, object: &Arc<Object>) {
+        for owner in object.meta.owners.iter().filter(|owner| owner.controller) {
+            self.owned.entry(owner.uid.clone()).or_default().replace(Entry(object.clone()));
+        }
+    }
+
+    fn disown(&mut self, object: &Object) {
+        for owner in object.meta.owners.iter().filter(|owner| owner.controller) {
+            if let Some(owned) = self.owned.get_mut(&owner.uid) {
+                owned.remove(&name_of(object) as &dyn Named);
+                if owned.is_empty() {
+                    self.owned.remove(&owner.uid);
+                }
+            }
+        }
+    }
+
     fn apply(&mut self, event: Event) {
+        if let Some(previous) = &event.previous {
+            self.disown(previous);
+        }
         match event.kind {
             EventKind::Put => {
                 self.object_bytes += event.object.weight();
+                self.own(&event.object);
                 self.objects.replace(Entry(event.object.clone()));
             }
             EventKind::Deleted => {

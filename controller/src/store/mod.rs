@@ -116,6 +116,12 @@ impl Store {
         self.cache.list(scope)
     }
 
+    /// The objects of a namespace that the controller with this uid owns, and those whose names begin with `prefix`;
+    /// ordered by name. Costs what it finds, however many others there are.
+    pub fn kin(&self, resource: &str, namespace: &str, owner: &str, prefix: &str) -> Vec<Arc<Object>> {
+        self.cache.kin(resource, namespace, owner, prefix)
+    }
+
     /// One page: up to `limit` objects after `after` (namespace, name; None: from the start), as they were
     /// at revision `at` (None: now). The list's `remaining` says how many follow. A page of an older
     /// revision is exact as long as history reaches back to it; after that it is [`Expired`].

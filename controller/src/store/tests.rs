@@ -55,6 +55,30 @@ async fn filters_read_labels_owners_and_deletion_without_parsing() {
 }
 
 #[tokio::test]
+async fn kin_are_what_a_controller_owns_and_what_bears_its_name() {
+    let store = Store::in_memory().unwrap();
+    let owned =
+        |by: &str| json!({"metadata": {"uid": "u", "ownerReferences": [{"uid": by, "controller": true}]}});
+    let kin = || -> Vec<String> {
+        store.kin("pods", "default", "set", "web-").iter().map(|o| o.key.name.clone()).collect()
+    };
+    let mut all = Transaction::new();
+    for (name, by) in [("web-1", "set"), ("web-0", "other"), ("other", "set"), ("webs-0", "x"), ("z", "x")] {
+        all = all.put(pod(name), owned(by));
+    }
+    all = all.put(Key::new("pods", "elsewhere", "web-2"), owned("set"));
+    store.commit(all).await.unwrap();
+    assert_eq!(kin(), ["other", "web-0", "web-1"]);
+    // Whatever changes hands, or goes.
+    let given =
+        Transaction::new().put(pod("other"), owned("x")).put(pod("z"), owned("set")).delete(pod("web-1"));
+    store.commit(given).await.unwrap();
+    assert_eq!(kin(), ["web-0", "z"]);
+    store.commit(Transaction::new().delete(pod("z"))).await.unwrap();
+    assert_eq!(kin(), ["web-0"]);
+}
+
+#[tokio::test]
 async fn a_transaction_whose_check_fails_changes_nothing() {
     let store = Store::in_memory().unwrap();
     let first = put(&store, pod("a"), "1").await;

@@ -161,7 +161,8 @@ impl Fleet {
         if answers {
             bail!("the client that asks for objects has failed");
         }
-        self.all_ready(&mut api, size).await?;
+        // The connection before was idle for too long.
+        self.all_ready(&mut Api::connect(&self.kubectl).await?, size).await?;
         let pss_mib = process::pss_mib(pid)?;
         let mut gets = std::mem::take(&mut *GETS.lock().map_err(|_| anyhow::anyhow!("a panic"))?);
         gets.sort_unstable();
