@@ -79,7 +79,9 @@ fn ordinals_are_spread_return_to_their_hosts_and_leave_a_host_that_leaves() {
     cluster.settled("web", 8).unwrap();
     assert_eq!(kubectl.run("get nodes -o name").unwrap(), "node/node1\nnode/node3\n");
     assert!(places(&cluster).values().all(|node| node != "node2"));
-    // It is known by its certificate when it comes back.
+    // Its certificate went with its Node: it comes back with a token.
+    std::fs::write(cluster.host_named("node2").unwrap().dir.join("token"), cluster.token("node2").unwrap())
+        .unwrap();
     cluster.start_agent(1).unwrap();
     cluster.becomes("node node2", ".status.conditions[?(@.type==\"Ready\")].status", "True").unwrap();
     kubectl.run("scale sts web --replicas=9").unwrap();
