@@ -23,7 +23,10 @@ use crate::store::{Object, Scope};
 const GATHER: Duration = Duration::from_millis(20);
 /// Between two writes for one service.
 const REST: Duration = Duration::from_secs(1);
-const WORKERS: usize = 4;
+const WORKERS: usize = 2;
+/// For so many times as long as a write took its worker rests: nobody waits for these objects, and when many services
+/// change there is much to do that somebody does wait for.
+const RESTS: u32 = 4;
 
 /// Something of this service may have changed.
 pub(super) fn look_at(services: &Services, service: Named) {
@@ -38,7 +41,12 @@ pub(super) async fn run(services: &Services) {
     queue
         .run("endpoints", WORKERS, move |service| {
             let inner = inner.clone();
-            async move { reconcile(&inner, &service).await }
+            async move {
+                let begun = Instant::now();
+                let done = reconcile(&inner, &service).await;
+                tokio::time::sleep(begun.elapsed().saturating_mul(RESTS).min(REST)).await;
+                done
+            }
         })
         .await;
 }
