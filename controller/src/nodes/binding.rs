@@ -1,5 +1,6 @@
 //! The scheduler's writing half: from a pod that waits to the transaction that binds it.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
@@ -12,6 +13,7 @@ use berth_controller_core::resolve::resources::qos_class;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::holders::{self, Holders};
 use super::world::{self, Name};
 use super::{Nodes, Range, pod_status, records};
 use crate::store::{Key, Scope, Store, Transaction};
@@ -32,6 +34,7 @@ pub struct Board {
     pub used: HashSet<Ipv4Addr>,
     /// The address given out last, per node.
     pub last: HashMap<String, Ipv4Addr>,
+    pub holders: Holders,
 }
 
 /// One attempt to bind some pods at once. What it stages is on the board at once, so that the next pod sees it;
@@ -131,9 +134,10 @@ impl<'a> Attempt<'a> {
         let last_node = LastNode::of(self.store, name, &pod);
         let mut wanted = Wanted::of(&pod);
         wanted.last_node = last_node.as_ref().map(|l| l.node.clone()).unwrap_or_default();
-        let node = match self.node_for(&mut wanted, &life, &claims) {
+        let in_use = Cell::new(false);
+        let node = match self.node_for(&mut wanted, &life, &claims, &in_use) {
             Ok(node) => node,
-            Err(why) => return Outcome::No { why, others: wanted.depends_on_others() },
+            Err(why) => return Outcome::No { why, others: wanted.depends_on_others() || in_use.get() },
         };
         let node_name = object::name(&node).to_owned();
         let range: Option<Range> = node["spec"]["podCIDR"].as_str().and_then(|r| r.parse().ok());
@@ -144,8 +148,10 @@ impl<'a> Attempt<'a> {
             None => return Outcome::no(format!("no pod address is free on node {node_name:?}")),
             free => free,
         };
-        if let Err(why) = self.write_bindings(claims, &node) {
-            return Outcome::no(why);
+        let mut volumes: Vec<String> = claims.volumes.iter().map(|v| object::name(v).to_owned()).collect();
+        match self.write_bindings(claims, &node) {
+            Ok(bound) => volumes.extend(bound),
+            Err(why) => return Outcome::no(why),
         }
         self.epoch = identity::next_epoch(self.epoch, now.as_millisecond().try_into().unwrap_or(0));
         let record = Record {
@@ -154,10 +160,12 @@ impl<'a> Attempt<'a> {
             epoch: self.epoch,
             address: address.map(|(range, address)| range.with_prefix(address)).unwrap_or_default(),
         };
+        let mut record = record.write();
+        record[holders::VOLUMES] = volumes.as_slice().into();
         bind(&mut pod, &node_name, now);
         let mut transaction = std::mem::take(&mut self.transaction)
             .absent(name.record_key())
-            .put(name.record_key(), record.write())
+            .put(name.record_key(), record)
             .unchanged(object.key.clone(), object.revision)
             .put(object.key.clone(), pod.clone());
         if let Some(last_node) = last_node.filter(|last| last.node != node_name) {
@@ -169,6 +177,7 @@ impl<'a> Attempt<'a> {
             self.board.used.insert(address);
             self.board.last.insert(node_name.clone(), address);
         }
+        self.board.holders.hold(name, &node_name, volumes);
         let placed = Placed::new(&wanted, &node_name);
         self.board.world.set_pod(&name.namespace, &name.name, Some(placed));
         self.bound.push(Bound { name: name.clone(), pod, node: node_name, address });
@@ -184,12 +193,24 @@ impl<'a> Attempt<'a> {
         records::raise_epoch(self.store, transaction, self.epoch)
     }
 
-    fn node_for(&self, pod: &mut Wanted, life: &Life, claims: &Claims) -> Result<Value, String> {
+    /// `in_use` is set if a volume was refused somewhere because of who has it now.
+    fn node_for(
+        &self,
+        pod: &mut Wanted,
+        life: &Life,
+        claims: &Claims,
+        in_use: &Cell<bool>,
+    ) -> Result<Value, String> {
         let storage = self.storage();
         let storage = storage.lend();
         let now = claims.now.iter().map(|(_, binding)| &binding.volume);
         let volumes: Vec<&Value> = claims.volumes.iter().chain(now).collect();
         let with_pod = |node: &Value| {
+            let refused = |volume: &&Value| self.board.holders.refusal(volume, object::name(node));
+            if let Some(why) = volumes.iter().find_map(refused) {
+                in_use.set(true);
+                return Err(why);
+            }
             claims.with_pod.iter().try_for_each(|c| claims::bind_on(&c.value, node, &storage).map(|_| ()))
         };
         let world = &self.board.world;
@@ -202,7 +223,7 @@ impl<'a> Attempt<'a> {
             with_pod(node)?;
             return Ok(node.clone());
         }
-        volumes.into_iter().for_each(|volume| pod.has_volume(volume));
+        volumes.iter().for_each(|volume| pod.has_volume(volume));
         let name = place::place(pod, world, &with_pod).map_err(|reasons| reasons.to_string())?;
         world.host(&name).map(|host| host.object().clone()).ok_or_else(|| not_found(&name))
     }
@@ -271,9 +292,10 @@ impl<'a> Attempt<'a> {
         Lists { nodes: self.nodes, volumes: volumes.iter().collect(), classes: classes.iter().collect() }
     }
 
-    /// Adds the bindings of a pod's claims to the transaction, or none of them.
-    fn write_bindings(&mut self, wanted: Claims, node: &Value) -> Result<(), String> {
+    /// Adds the bindings of a pod's claims to the transaction, or none of them; says which volumes they are.
+    fn write_bindings(&mut self, wanted: Claims, node: &Value) -> Result<Vec<String>, String> {
         let mut transaction = Transaction::new();
+        let mut names = Vec::new();
         let now = wanted.now.into_iter().map(|(claim, binding)| (claim, Some(binding)));
         let with_pod = wanted.with_pod.into_iter().map(|claim| (claim, None));
         for (claim, binding) in now.chain(with_pod) {
@@ -283,6 +305,7 @@ impl<'a> Attempt<'a> {
                 None => claims::bind_on(&claim.value, node, &self.storage().lend())?,
             };
             let volume_name = object::name(&binding.volume).to_owned();
+            names.push(volume_name.clone());
             for (name, revision) in &binding.beside {
                 // One of this very attempt has no revision yet, and is not on its way out.
                 if let Ok(revision) = revision.parse() {
@@ -318,7 +341,7 @@ impl<'a> Attempt<'a> {
         }
         self.transaction.checks.extend(transaction.checks);
         self.transaction.writes.extend(transaction.writes);
-        Ok(())
+        Ok(names)
     }
 }
 
@@ -326,6 +349,7 @@ impl<'a> Attempt<'a> {
 pub fn undo(board: &mut Board, bound: Vec<Bound>) {
     for one in bound {
         board.world.set_pod(&one.name.namespace, &one.name.name, None);
+        board.holders.release(&one.name);
         if let Some(address) = one.address {
             board.used.remove(&address);
         }

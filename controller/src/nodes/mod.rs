@@ -6,6 +6,7 @@
 
 mod addresses;
 mod binding;
+mod holders;
 mod images;
 mod ledger;
 mod news;

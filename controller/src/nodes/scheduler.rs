@@ -19,6 +19,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::binding::{self, Attempt, Board, Bound, CLAIMS, CLASSES, LAST_NODE, Outcome, VOLUMES};
+use super::holders::volumes_of;
 use super::registration::address_of;
 use super::world::{self, Name};
 use super::{Nodes, records};
@@ -132,7 +133,7 @@ impl Scheduler {
             self.namespace(&namespace.key.name, Some(&namespace.value()));
         }
         for record in store.list(&Scope::all(identity::RESOURCE)).objects {
-            self.record(&Name::of(&record.key), Record::read(&record.value()).as_ref());
+            self.record(store, &Name::of(&record.key), Some(&record.value()));
         }
         for pod in store.list(&Scope::all(world::PODS)).objects {
             self.pod(&Name::of(&pod.key), Some(&pod.value()));
@@ -165,7 +166,7 @@ impl Scheduler {
         match &*event.object.key.resource {
             world::NODES => self.node_changed(nodes, event).await,
             world::PODS => self.pod_changed(event),
-            identity::RESOURCE => self.record_changed(event),
+            identity::RESOURCE => self.record_changed(&nodes.inner.store, event),
             NAMESPACES => {
                 let namespace = (event.kind == EventKind::Put).then(|| event.object.value());
                 self.namespace(&event.object.key.name, namespace.as_ref());
@@ -218,17 +219,17 @@ impl Scheduler {
         }
     }
 
-    fn record_changed(&mut self, event: &Event) {
+    fn record_changed(&mut self, store: &Store, event: &Event) {
         let name = Name::of(&event.object.key);
         if event.kind == EventKind::Deleted {
-            self.record(&name, None);
+            self.record(store, &name, None);
             if self.waiting.contains(&name) {
                 self.due.insert(name.clone());
             }
             self.suspects.insert(name);
         } else {
             let changed = event.previous.is_some();
-            self.record(&name, Record::read(&event.object.value()).as_ref());
+            self.record(store, &name, Some(&event.object.value()));
             if changed {
                 self.suspects.insert(name);
             }
@@ -255,6 +256,9 @@ impl Scheduler {
         if self.board.world.set_pod(&name.namespace, &name.name, placed) {
             self.due.extend(self.hopeful.iter().cloned());
         }
+        if life.ended {
+            self.board.holders.release(name);
+        }
         let seen = Seen { node: life.node, ended: life.ended, generation: object::generation(pod) };
         self.pods.insert(name.clone(), seen);
     }
@@ -265,8 +269,16 @@ impl Scheduler {
         self.hopeful.remove(name);
     }
 
-    fn record(&mut self, name: &Name, record: Option<&Record>) {
-        let address = record.and_then(address_of);
+    fn record(&mut self, store: &Store, name: &Name, value: Option<&Value>) {
+        let record = value.and_then(Record::read);
+        match (value, &record) {
+            (Some(value), Some(record)) => {
+                self.board.holders.hold(name, &record.node, volumes_of(store, name, value));
+            }
+            _ if self.board.holders.release(name) => self.due.extend(self.hopeful.iter().cloned()),
+            _ => {}
+        }
+        let address = record.as_ref().and_then(address_of);
         let before = match address {
             Some(address) => self.addresses.insert(name.clone(), address),
             None => self.addresses.remove(name),

@@ -34,6 +34,7 @@ use crate::services::{Allocations, Services};
 use crate::store::{Key, Store};
 use crate::tokens::{Revoking, Tokens};
 
+mod access;
 mod certificates;
 mod images;
 mod silence;
