@@ -14,7 +14,7 @@ use berth_tests::cluster::{self, Cluster};
 use berth_tests::floor::{self, median};
 use berth_tests::host::Host;
 use berth_tests::process::{cpu_seconds, pss_mib};
-use berth_tests::{fleet, image, kubectl, tools};
+use berth_tests::{fleet, image, kubectl, names, tools};
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
@@ -168,8 +168,12 @@ fn bench(rounds: usize, idle_seconds: u64) -> Result<()> {
     ] {
         rows.push(json!({"name": name, "value": round2(value), "unit": unit, "floor": Value::Null, "ratio": Value::Null}));
     }
-    // It has the machine to itself.
+    // Each of what follows has the machine to itself.
     drop(cluster);
+    let (median, worst) = delivered(&out)?;
+    for (name, value) in [("record-delivered-p50-ms", median), ("record-delivered-worst-ms", worst)] {
+        rows.push(json!({"name": name, "value": round1(value), "unit": "ms", "floor": Value::Null, "ratio": Value::Null}));
+    }
     rows.extend(fleet_rows(fleet::Size::DEFAULT)?);
     std::fs::write(out.join("summary.json"), serde_json::to_string_pretty(&rows)?)?;
     show(&rows);
@@ -209,6 +213,18 @@ fn show(rows: &[Value]) {
             number(&row["ratio"])
         );
     }
+}
+
+/// Milliseconds from a pod's being asked for to its name's being answered, by each of three hosts: the median and
+/// the worst.
+fn delivered(out: &std::path::Path) -> Result<(f64, f64)> {
+    let dir = out.join("three");
+    Cluster::remove(&dir)?;
+    let cluster = Cluster::start(&dir, &[("node1", 0), ("node2", 0), ("node3", 1)])?;
+    let took = names::delivered(&cluster, 50)?;
+    let mut took: Vec<f64> = took.iter().map(|took| took.as_secs_f64() * 1000.0).collect();
+    let worst = took.iter().copied().fold(0.0, f64::max);
+    Ok((median(&mut took), worst))
 }
 
 fn round1(v: f64) -> f64 {
