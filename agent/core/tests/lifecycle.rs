@@ -10,7 +10,7 @@ use berth_agent_core::container::Phase;
 use berth_agent_core::probe::Kind;
 use berth_agent_core::{Fault, Found, FoundState, Observed, Outcome, Probed, Step, Time};
 use berth_proto::handler;
-use berth_proto::{Container, File, Files, Handler, Probe, Volume, volume};
+use berth_proto::{Container, EmptyDir, File, Files, Handler, Probe, Volume, VolumeMount, volume};
 use world::{World, container, pod, pod_with};
 
 fn probe(period: u32, failures: u32) -> Option<Probe> {
@@ -274,6 +274,25 @@ fn a_new_image_restarts_its_container_and_no_other() {
     assert_eq!(world.container("a").restart_count(), 1);
     assert_eq!(world.container("a").running().unwrap().made.image, "busybox:2");
     assert_eq!(world.container("b").restart_count(), 0);
+}
+
+#[test]
+fn a_lost_volume_is_mounted_anew_under_containers_that_start_anew() {
+    let empty = || volume::Source::EmptyDir(EmptyDir::default());
+    let mut pod = pod_with(&["a", "b"], vec![("data", empty()), ("other", empty())]);
+    for (container, volume) in [(0, "data"), (1, "other")] {
+        pod.containers[container].mounts =
+            vec![VolumeMount { volume: volume.into(), mount_path: "/data".into(), ..VolumeMount::default() }];
+    }
+    let mut world = World::new(pod.clone());
+    world.settle();
+    world.observed.volume_lost(&pod, "data", "its directory is stale", world.now);
+    world.settle();
+    assert_eq!(world.container("a").restart_count(), 1);
+    assert_eq!(world.container("b").restart_count(), 0, "it does not use it");
+    assert_eq!(world.times(|step| matches!(step, Step::Mount { volume } if volume == "data")).len(), 2);
+    let told = "Volume data: its directory is stale; container a will be restarted".to_owned();
+    assert!(world.messages().contains(&told));
 }
 
 #[test]

@@ -9,8 +9,6 @@ use berth_proto::volume_operation::Verb;
 
 use super::*;
 
-const WHY: &str = "needs a kernel NFS server and client: run in a virtual machine";
-
 fn lab() -> Lab {
     Lab::new(|_, config| config.times.patience = Duration::from_secs(8))
 }
@@ -40,7 +38,6 @@ fn with(options: &[&str], sub_dir: &str) -> NfsSource {
 #[tokio::test]
 #[ignore = "needs a kernel NFS server and client: run in a virtual machine"]
 async fn versions_3_4_1_and_4_2_are_mounted_with_their_options() {
-    let _ = WHY;
     let lab = lab();
     for version in ["3", "4.1", "4.2"] {
         let source = with(&[&format!("nfsvers={version}"), "noatime"], &format!("v{version}"));

@@ -1,8 +1,8 @@
 //! NFS volumes through the agent's own code: its lanes, its workers, its mounts.
 //!
 //! `plain` runs everywhere: a directory, bound by the mount helper, stands for the export (the helper is a setting;
-//! everything but the mount call itself is what runs on a host). `kernel` needs a kernel NFS server and client, and
-//! is run in a virtual machine: see `lab/`.
+//! everything but the mount call itself is what runs on a host). `kernel` needs a kernel NFS server and client of its
+//! own, as in a virtual machine: run it there with `--ignored --test-threads=1`, with BERTH_AGENT naming the agent.
 
 #![allow(clippy::unwrap_used)]
 
