@@ -10,11 +10,13 @@ use super::check::{
 use super::columns::{self, each_container, text};
 use super::{Kind, NameRule, Subresource, default, names, persistent_volume_claim, pod_spec};
 use crate::field::FieldError;
+use crate::object;
+use crate::quantity::Quantity;
 use crate::selector::Selector;
 use crate::statefulset::annotations;
 
 /// What an update may change.
-const MUTABLE: [&str; 7] = [
+const MUTABLE: [&str; 8] = [
     "replicas",
     "ordinals",
     "template",
@@ -22,6 +24,8 @@ const MUTABLE: [&str; 7] = [
     "revisionHistoryLimit",
     "persistentVolumeClaimRetentionPolicy",
     "minReadySeconds",
+    // Where that is harmless: see `claim_templates_update`.
+    "volumeClaimTemplates",
 ];
 
 /// The longest name whose pods can carry `controller-revision-hash=<name>-<hash>`, a label of at most 63.
@@ -254,13 +258,61 @@ fn validate_update(old: &Value, new: &Value) -> Errors {
         }
         spec
     };
-    if same(&fixed(&old), &fixed(&new)) {
-        return Errors::new();
+    let templates = "volumeClaimTemplates";
+    let mut errors = claim_templates_update(&old.get(templates), &new.get(templates));
+    if !same(&fixed(&old), &fixed(&new)) {
+        errors.push(new.forbidden(
+            "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', \
+             'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+        ));
     }
-    vec![new.forbidden(
-        "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', \
-         'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
-    )]
+    errors
+}
+
+/// Claim templates may be added, ask for more storage, and carry other labels and annotations; Kubernetes
+/// refuses all of that (kubernetes/kubernetes#68737, KEP-4650). What would cost somebody their data, or would
+/// never reach the volumes there are, is refused, and it is said what to do instead.
+fn claim_templates_update(old: &At, new: &At) -> Errors {
+    let name = |template: &At| object::name(template.value).to_owned();
+    let storage = |template: &At| {
+        let requests = template.get("spec").get("resources").get("requests");
+        requests.get("storage").value.clone()
+    };
+    let fixed = |template: &At| {
+        let mut spec = template.get("spec").value.clone();
+        if let Some(requests) = spec["resources"]["requests"].as_object_mut() {
+            requests.remove("storage");
+        }
+        (spec, persistent_volume_claim::class(template.value).to_owned())
+    };
+    let mut errors = Errors::new();
+    for before in old.items() {
+        let Some(now) = new.items().find(|t| name(t) == name(&before)) else {
+            errors.push(new.forbidden(format!(
+                "the template {:?} may not be removed or renamed: existing pods use its claims. To do without it, \
+                 delete the set with --cascade=orphan and create it again without the template; the claims stay \
+                 until you delete them",
+                name(&before)
+            )));
+            continue;
+        };
+        let (had, wanted) = (storage(&before), storage(&now));
+        let ((spec, class), (spec_now, class_now)) = (fixed(&before), fixed(&now));
+        if Quantity::or_zero(&wanted) < Quantity::or_zero(&had) {
+            errors.push(now.get("spec").get("resources").get("requests").get("storage").forbidden(format!(
+                "may not be less than {}: volumes do not shrink. Add a template of another name and move the data, \
+                 or leave the request as it is",
+                had.as_str().unwrap_or("before")
+            )));
+        }
+        if class != class_now || !same(&spec, &spec_now) {
+            errors.push(now.get("spec").forbidden(
+                "only resources.requests.storage may change, besides labels and annotations: the existing claims \
+                 could not follow. Add a template of another name and move the data",
+            ));
+        }
+    }
+    errors
 }
 
 #[cfg(test)]
@@ -438,10 +490,6 @@ mod tests {
             |s: &mut Value| s["spec"]["serviceName"] = "other".into(),
             |s: &mut Value| s["spec"]["podManagementPolicy"] = "Parallel".into(),
             |s: &mut Value| s["spec"]["selector"]["matchLabels"]["x"] = "y".into(),
-            |s: &mut Value| {
-                s["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] =
-                    "2Gi".into()
-            },
         ] {
             assert_eq!(
                 validate_update(&old, &set(fixed))[0].to_string(),
@@ -449,6 +497,56 @@ mod tests {
                  'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and \
                  'minReadySeconds' are forbidden"
             );
+        }
+    }
+
+    /// kubernetes/kubernetes#68737, KEP-4650: there all of this is forbidden.
+    #[test]
+    fn claim_templates_change_where_that_is_harmless() {
+        let templates = |change: fn(&mut Value)| {
+            let new = set(|s| change(&mut s["spec"]["volumeClaimTemplates"]));
+            let errors = validate_update(&set(|_| {}), &new);
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        for fine in [
+            |t: &mut Value| t[0]["spec"]["resources"]["requests"]["storage"] = "2Gi".into(),
+            |t: &mut Value| t[0]["spec"]["resources"]["requests"]["storage"] = "1024Mi".into(),
+            |t: &mut Value| t[0]["metadata"]["labels"] = json!({"tier": "gold"}),
+            |t: &mut Value| t[0]["metadata"]["annotations"] = json!({"note": "x"}),
+            |t: &mut Value| {
+                let mut more = t[0].clone();
+                more["metadata"]["name"] = "more".into();
+                t.as_array_mut().unwrap().insert(0, more);
+            },
+        ] {
+            assert_eq!(templates(fine), [""; 0]);
+        }
+        for (harmful, field, why) in [
+            (
+                (|t| t[0]["spec"]["resources"]["requests"]["storage"] = "1Mi".into()) as fn(&mut Value),
+                "spec.volumeClaimTemplates[0].spec.resources.requests.storage: Forbidden",
+                "may not be less than 1Gi: volumes do not shrink. Add a template of another name",
+            ),
+            (
+                |t| t[0]["metadata"]["name"] = "other".into(),
+                "spec.volumeClaimTemplates: Forbidden",
+                "the template \"www\" may not be removed or renamed: existing pods use its claims. To do without it, \
+                 delete the set with --cascade=orphan",
+            ),
+            (
+                |t| t[0]["spec"]["storageClassName"] = "other".into(),
+                "spec.volumeClaimTemplates[0].spec: Forbidden",
+                "only resources.requests.storage may change",
+            ),
+            (
+                |t| t[0]["spec"]["accessModes"] = json!(["ReadWriteMany"]),
+                "spec.volumeClaimTemplates[0].spec: Forbidden",
+                "only resources.requests.storage may change",
+            ),
+        ] {
+            let told = templates(harmful);
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(told[0].starts_with(field) && told[0].contains(why), "{told:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::naming::pod_name;
 use super::pod;
@@ -79,6 +79,16 @@ pub enum Action {
         /// Uids of owners that it loses.
         disown: Vec<String>,
         owner: Option<Value>,
+    },
+    /// What has changed in the claim's template, and may reach a claim that is there.
+    ChangeClaim {
+        name: String,
+        uid: String,
+        /// More than it asks for now.
+        storage: Option<Value>,
+        /// To be added, or to say something else.
+        labels: Map<String, Value>,
+        annotations: Map<String, Value>,
     },
     /// All pods are Ready at this revision: one could return to it.
     MarkRevision {

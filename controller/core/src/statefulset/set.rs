@@ -110,6 +110,12 @@ pub struct Claim {
     pub uid: String,
     pub deleting: bool,
     pub(super) owners: Vec<ClaimOwner>,
+    /// It has a volume: only then may it ask for more.
+    pub(super) bound: bool,
+    /// What it asks for.
+    pub(super) storage: Value,
+    pub(super) labels: Value,
+    pub(super) annotations: Value,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -301,6 +307,10 @@ impl Claim {
                     controller: o["controller"] == true,
                 })
                 .collect(),
+            bound: value["status"]["phase"] == "Bound",
+            storage: value["spec"]["resources"]["requests"]["storage"].clone(),
+            labels: value["metadata"]["labels"].clone(),
+            annotations: value["metadata"]["annotations"].clone(),
         }
     }
 }

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+mod claims;
 mod progress;
 mod updates;
 
@@ -257,6 +258,14 @@ impl World {
                 let owners = owners.as_array_mut().unwrap();
                 owners.retain(|o| !disown.iter().any(|uid| o["uid"] == **uid));
                 owners.extend(owner.clone());
+            }
+            Action::ChangeClaim { name, storage, labels, annotations, .. } => {
+                let claim = self.claims.get_mut(name).unwrap();
+                if let Some(storage) = storage {
+                    claim["spec"]["resources"]["requests"]["storage"] = storage.clone();
+                }
+                object::map_mut(&mut claim["metadata"], "labels").extend(labels.clone());
+                object::map_mut(&mut claim["metadata"], "annotations").extend(annotations.clone());
             }
             Action::MarkRevision { name, .. } => {
                 let revision = self.revisions.get_mut(name).unwrap();

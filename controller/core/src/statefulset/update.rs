@@ -32,9 +32,6 @@ enum Standing {
 impl Planner<'_> {
     pub(super) fn update(&mut self) {
         let Strategy::RollingUpdate { partition, max_unavailable } = self.set.strategy else { return };
-        if self.progress.halted && !self.progress.rejected {
-            return;
-        }
         let set = self.set;
         let mut unavailable = 0;
         // Of the unavailable ones, those that are becoming available, as far as this set's plan goes.
@@ -69,6 +66,10 @@ impl Planner<'_> {
         for (ordinal, pod, _) in outdated.iter().rev().filter(|o| o.2 == Standing::Broken) {
             self.replace(*ordinal, pod);
             under_way += 1;
+        }
+        // What is broken already is not put at risk.
+        if self.progress.halted && !self.progress.rejected {
+            return;
         }
         for (ordinal, pod, _) in outdated.iter().rev().filter(|o| o.2 == Standing::Unavailable) {
             let in_turn = self.set.parallel || lowest_unavailable == Some(*ordinal);
