@@ -9,6 +9,7 @@ pub mod api;
 pub mod backup;
 pub mod certificates;
 pub mod check;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod eviction;

@@ -10,7 +10,7 @@ use std::path::Path;
 use berth_controller::store::Scope;
 use serde_json::{Value, json};
 use served::cluster::Cluster;
-use served::kubectl::{Kubectl, lines};
+use served::kubectl::{Kubectl, WEB, lines};
 
 async fn web() -> Cluster {
     let cluster = Cluster::start(&["one"]).await;
@@ -217,4 +217,38 @@ async fn history_is_as_long_as_the_set_says() {
     }
     cluster.until("one past revision is left", |c| revisions(c).len() == 2).await;
     assert_eq!(history(k).await, ["3 <none>", "4 <none>"]);
+}
+
+/// kubernetes/kubernetes#68737, KEP-4650
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claim_templates_are_edited_where_that_is_harmless_and_the_claims_follow() {
+    let cluster = web().await;
+    let k = &cluster.kubectl;
+    for ordinal in 0..3 {
+        let bound = r#"'{"status":{"phase":"Bound"}}'"#;
+        k.ok(&format!("patch pvc www-web-{ordinal} --subresource=status -p {bound}")).await;
+    }
+    let uids = k.ok("get pods -o jsonpath={.items[*].metadata.uid}").await;
+    assert_eq!(k.edited("edit sts web", "s/1Gi$/2Gi/").await, "statefulset.apps/web edited");
+    let kind = &berth_controller_core::kinds::persistent_volume_claim::PERSISTENT_VOLUME_CLAIM;
+    let asks = |cluster: &Cluster, storage: &str| {
+        (0..3).all(|ordinal| {
+            let claim = cluster.kubectl.server.objects.get(kind, "default", &format!("www-web-{ordinal}"));
+            claim.unwrap().value()["spec"]["resources"]["requests"]["storage"] == storage
+        })
+    };
+    cluster.until("the claims ask for more", |c| asks(c, "2Gi")).await;
+    let larger = k.server.directory().join("larger.yaml");
+    std::fs::write(&larger, WEB.replace("storage: 1Gi", "storage: 3Gi")).unwrap();
+    k.ok(&format!("apply -f {}", larger.display())).await;
+    cluster.until("the claims ask for more", |c| asks(c, "3Gi")).await;
+    let refused = k.fails("apply -f WEB").await;
+    let why = "spec.volumeClaimTemplates[0].spec.resources.requests.storage: Forbidden: \
+               may not be less than 3Gi: volumes do not shrink. Add a template of another name";
+    assert!(refused.contains(why), "{refused}");
+    let none = r#"'[{"op":"remove","path":"/spec/volumeClaimTemplates/0"},
+        {"op":"remove","path":"/spec/template/spec/containers/0/volumeMounts"}]'"#;
+    let refused = k.fails(&format!("patch sts web --type=json -p {none}")).await;
+    assert!(refused.contains("may not be removed or renamed"), "{refused}");
+    assert_eq!(k.ok("get pods -o jsonpath={.items[*].metadata.uid}").await, uids, "no pod was touched");
 }

@@ -87,7 +87,7 @@ impl Objects {
             check(kind, &before, options)?;
             let mut value = before.clone();
             let transaction = also(&mut value)?;
-            mark(kind, &mut value, options, Timestamp::now());
+            mark(kind, &mut value, options, self.clock().now());
             let value = (value != before).then_some(value);
             match self.finish(kind, &current, value, transaction, options.dry_run).await {
                 Err(Refused::Raced) => continue,

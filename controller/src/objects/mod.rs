@@ -17,9 +17,9 @@ use berth_controller_core::kinds::{Kind, Subresource};
 use berth_controller_core::object as read;
 use berth_controller_core::status::Status;
 use berth_controller_schema::{Schema, Strictness};
-use jiff::Timestamp;
 use serde_json::Value;
 
+use crate::clock::Clock;
 use crate::store::{CommitError, Committed, Key, Object, Revision, Store, Transaction};
 
 pub use delete::{DeleteOptions, Deleted, Propagation};
@@ -84,6 +84,7 @@ pub struct Objects {
     store: Store,
     schema: &'static Schema,
     allocate: Option<Arc<dyn Allocate>>,
+    clock: Clock,
 }
 
 /// A write that did not happen.
@@ -101,12 +102,22 @@ impl From<Status> for Refused {
 
 impl Objects {
     pub fn new(store: Store, schema: &'static Schema) -> Objects {
-        Objects { store, schema, allocate: None }
+        Objects { store, schema, allocate: None, clock: Clock::default() }
     }
 
     /// The same, with what gives objects what is scarce.
     pub fn with(self, allocate: Arc<dyn Allocate>) -> Objects {
         Objects { allocate: Some(allocate), ..self }
+    }
+
+    /// The same, at another time than the machine's.
+    pub fn at(self, clock: Clock) -> Objects {
+        Objects { clock, ..self }
+    }
+
+    /// What time it is for what is written here.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     fn allocate(
@@ -303,7 +314,7 @@ impl Objects {
         options: &Options,
     ) -> Result<Value, Status> {
         let value = self.decode(kind, value, options)?;
-        let new = prepare::create(kind, namespace, value, Timestamp::now(), &uuid::Uuid::new_v4())?;
+        let new = prepare::create(kind, namespace, value, self.clock.now(), &uuid::Uuid::new_v4())?;
         for warning in (kind.warnings)(&new) {
             options.warnings.add(warning);
         }

@@ -5,19 +5,20 @@
 //! owner): its dependents lose the reference, then it goes. An owner is whatever has its uid: one of the
 //! same name and another uid is somebody else. Owners of kinds that Berth does not know are left alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_controller_core::kinds::{self, Kind};
 use berth_controller_core::object;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use super::Context;
 use super::feed::{Seen, follow};
 use super::queue::{Next, Outcome, Queue};
 use crate::objects::{DeleteOptions, Propagation, key};
-use crate::store::{EventKind, Key, Object, Owner, Scope, Store};
+use crate::store::{Event, EventKind, Key, Object, Owner, Scope, Store};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
@@ -25,7 +26,7 @@ const WORKERS: usize = 8;
 
 /// Who depends on whom, by uid. It may lag behind the store: it only tells whom to look at.
 #[derive(Default)]
-struct Graph(Mutex<HashMap<Box<str>, HashSet<Key>>>);
+struct Graph(Mutex<HashMap<Box<str>, BTreeSet<Key>>>);
 
 impl Graph {
     fn update(&self, key: &Key, before: &[Owner], after: &[Owner]) {
@@ -50,65 +51,107 @@ impl Graph {
 }
 
 pub async fn run(context: Context) {
-    let queue: Queue<Key> = Queue::new();
-    let graph: Arc<Graph> = Arc::default();
-    let store = context.objects.store().clone();
-    let feeds = kinds::ALL.iter().filter(|k| k.plural != "events").map(|kind| {
-        let (queue, graph) = (&queue, &graph);
-        let store = &store;
-        follow(store, Scope::all(key(kind, "", "").resource), move |seen| match seen {
-            Seen::All(objects) => {
-                for object in objects {
-                    graph.update(&object.key, &[], &object.meta.owners);
-                    if worth_a_look(object) {
-                        queue.add(object.key.clone());
-                    }
-                }
-            }
-            Seen::Changed(event) => {
-                let object = &event.object;
-                let before = event.previous.as_ref().map(|p| &p.meta);
-                let owners_before = before.map_or(&[][..], |m| &m.owners);
-                if event.kind == EventKind::Deleted {
-                    graph.update(&object.key, owners_before, &[]);
-                    // Its dependents have lost an owner; an owner may have waited for it.
-                    graph.dependents(&object.meta.uid).into_iter().for_each(|d| queue.add(d));
-                    object.meta.owners.iter().for_each(|o| {
-                        if let Some(key) = place_of(o, &object.key.namespace) {
-                            queue.add(key);
-                        }
-                    });
-                    return;
-                }
-                if owners_before != &*object.meta.owners {
-                    graph.update(&object.key, owners_before, &object.meta.owners);
-                }
-                let same = before.is_some_and(|m| {
-                    m.owners == object.meta.owners
-                        && m.deleting == object.meta.deleting
-                        && m.finalizers == object.meta.finalizers
-                });
-                if !same && worth_a_look(object) {
-                    queue.add(object.key.clone());
-                }
-                // One that no longer blocks its owner.
-                if before.is_some_and(|m| m.owners != object.meta.owners) {
-                    for owner in owners_before {
-                        place_of(owner, &object.key.namespace).into_iter().for_each(|k| queue.add(k));
-                    }
-                }
-            }
-        })
+    let collector = Arc::new(Collector::new(context));
+    let work = collector.queue.clone().run("garbage", WORKERS, |key| {
+        let collector = collector.clone();
+        async move { collector.collect(key).await }
     });
-    let work = {
-        let (context, queue, graph) = (context.clone(), queue.clone(), graph.clone());
-        let again = queue.clone();
-        queue.run("garbage", WORKERS, move |key| {
-            let (context, again, graph) = (context.clone(), again.clone(), graph.clone());
-            async move { collect(&context, &graph, &again, key).await }
-        })
-    };
-    tokio::join!(work, join_all(feeds));
+    tokio::join!(work, join_all(collector.feeds()));
+}
+
+pub(super) struct Collector {
+    context: Context,
+    pub(super) queue: Queue<Key>,
+    graph: Graph,
+    /// Everything is worth a look.
+    unseen: Notify,
+}
+
+impl Collector {
+    pub(super) fn new(context: Context) -> Collector {
+        let queue = Queue::timed(context.objects.clock().clone());
+        Collector { context, queue, graph: Graph::default(), unseen: Notify::new() }
+    }
+
+    /// What brings objects into the queue, each for ever.
+    pub(super) fn feeds(self: &Arc<Self>) -> Vec<BoxFuture<'static, ()>> {
+        let kinds = kinds::ALL.iter().filter(|k| k.plural != "events");
+        let feed = |kind: &&'static Kind| -> BoxFuture<'static, ()> {
+            let (collector, scope) = (self.clone(), Scope::all(key(kind, "", "").resource));
+            Box::pin(async move {
+                follow(collector.context.objects.store(), scope, |seen| match seen {
+                    Seen::All(objects) => collector.all(objects),
+                    Seen::Changed(event) => collector.changed(event),
+                })
+                .await;
+            })
+        };
+        let collector = self.clone();
+        let unseen: BoxFuture<'static, ()> = Box::pin(async move {
+            loop {
+                collector.unseen.notified().await;
+                collector.look_at_all();
+            }
+        });
+        kinds.map(feed).chain([unseen]).collect()
+    }
+
+    /// All of one kind. Until now some may have gone unseen: whoever they owned, and whoever waited for them,
+    /// may be of any kind.
+    fn all(&self, objects: &[Arc<Object>]) {
+        for object in objects {
+            self.graph.update(&object.key, &[], &object.meta.owners);
+        }
+        self.unseen.notify_one();
+    }
+
+    fn look_at_all(&self) {
+        for kind in kinds::ALL {
+            let all = self.context.objects.store().list(&Scope::all(key(kind, "", "").resource));
+            for object in all.objects.iter().filter(|o| worth_a_look(o)) {
+                self.queue.add(object.key.clone());
+            }
+        }
+    }
+
+    fn changed(&self, event: &Event) {
+        let Collector { queue, graph, .. } = self;
+        let object = &event.object;
+        let before = event.previous.as_ref().map(|p| &p.meta);
+        let owners_before = before.map_or(&[][..], |m| &m.owners);
+        if event.kind == EventKind::Deleted {
+            graph.update(&object.key, owners_before, &[]);
+            // Its dependents have lost an owner; an owner may have waited for it.
+            graph.dependents(&object.meta.uid).into_iter().for_each(|d| queue.add(d));
+            object.meta.owners.iter().for_each(|o| {
+                if let Some(key) = place_of(o, &object.key.namespace) {
+                    queue.add(key);
+                }
+            });
+            return;
+        }
+        if owners_before != &*object.meta.owners {
+            graph.update(&object.key, owners_before, &object.meta.owners);
+        }
+        let same = before.is_some_and(|m| {
+            m.owners == object.meta.owners
+                && m.deleting == object.meta.deleting
+                && m.finalizers == object.meta.finalizers
+        });
+        if !same && worth_a_look(object) {
+            queue.add(object.key.clone());
+        }
+        // One that no longer blocks its owner.
+        if before.is_some_and(|m| m.owners != object.meta.owners) {
+            for owner in owners_before {
+                place_of(owner, &object.key.namespace).into_iter().for_each(|k| queue.add(k));
+            }
+        }
+    }
+
+    pub(super) async fn collect(&self, key: Key) -> Outcome {
+        collect(&self.context, &self.graph, &self.queue, key).await
+    }
 }
 
 fn worth_a_look(object: &Object) -> bool {

@@ -73,4 +73,6 @@ pub async fn run(context: Context, recorded: Recorded) {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

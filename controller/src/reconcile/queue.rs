@@ -20,6 +20,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::clock::Clock;
+
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
@@ -38,11 +40,12 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Queue<K> {
     shared: Arc<Shared<K>>,
+    clock: Clock,
 }
 
 impl<K> Clone for Queue<K> {
     fn clone(&self) -> Queue<K> {
-        Queue { shared: self.shared.clone() }
+        Queue { shared: self.shared.clone(), clock: self.clock.clone() }
     }
 }
 
@@ -74,6 +77,11 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Default for Queue<K> {
 
 impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
     pub fn new() -> Queue<K> {
+        Queue::timed(Clock::default())
+    }
+
+    /// One whose delays are those of this clock.
+    pub fn timed(clock: Clock) -> Queue<K> {
         let state = State {
             queued: VecDeque::new(),
             queued_set: HashSet::new(),
@@ -85,7 +93,7 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
             failures: HashMap::new(),
             next_delay: 0,
         };
-        Queue { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
+        Queue { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }), clock }
     }
 
     /// This key is worth a look now.
@@ -96,7 +104,7 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
 
     /// This key is worth a look after that time, unless it gets one earlier.
     pub fn add_after(&self, key: K, delay: Duration) {
-        self.state().delay(key, Instant::now() + delay);
+        self.state().delay(key, self.clock.instant() + delay);
         self.shared.changed.notify_one();
     }
 
@@ -109,20 +117,15 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
         let mut running: JoinSet<Outcome> = JoinSet::new();
         let mut keys: HashMap<tokio::task::Id, K> = HashMap::new();
         loop {
-            let wake = self.state().due(Instant::now());
+            let wake = self.state().due(self.clock.instant());
             while running.len() < workers {
                 let Some(key) = self.state().take() else { break };
                 let id = running.spawn(handler(key.clone())).id();
                 keys.insert(id, key);
             }
+            // (Biased: nothing here is left to chance, so that a simulated run can be repeated.)
             tokio::select! {
-                () = self.shared.changed.notified() => {}
-                () = async {
-                    match wake {
-                        Some(at) => tokio::time::sleep_until(at).await,
-                        None => std::future::pending().await,
-                    }
-                } => {}
+                biased;
                 Some(ended) = running.join_next_with_id() => {
                     let (id, outcome) = match ended {
                         Ok((id, outcome)) => (id, outcome),
@@ -132,6 +135,13 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
                         self.ended(name, key, outcome);
                     }
                 }
+                () = self.shared.changed.notified() => {}
+                () = async {
+                    match wake {
+                        Some(at) => self.clock.sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
             }
         }
     }
@@ -145,7 +155,7 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
                 if let Next::After(delay) = next
                     && !again
                 {
-                    state.delay(key, Instant::now() + delay);
+                    state.delay(key, self.clock.instant() + delay);
                 }
             }
             Err(error) => {
@@ -159,7 +169,7 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
                     tracing::debug!(queue = name, ?key, %error, ?delay, "failed; trying again");
                 }
                 if !again {
-                    state.delay(key, Instant::now() + delay);
+                    state.delay(key, self.clock.instant() + delay);
                 }
             }
         }

@@ -13,12 +13,11 @@ use berth_controller_core::kinds;
 use berth_controller_core::kinds::Kind;
 use berth_controller_core::object;
 use berth_controller_core::statefulset::{
-    Action, Claim, Plan, Pod, Revision, Set, annotations, parent_and_ordinal, plan,
+    Action, Claim, Plan, Pod, Revision as PastRevision, Set, annotations, parent_and_ordinal, plan,
 };
 use berth_controller_core::status::Status;
-use jiff::Timestamp;
-use serde_json::{Value, json};
-use tokio::time::Instant;
+use futures_util::future::{BoxFuture, join_all};
+use serde_json::Value;
 
 use super::Context;
 use super::events::{EventType, ObjectRef};
@@ -26,7 +25,7 @@ use super::feed::{Seen, follow};
 use super::queue::{Next, Outcome, Queue};
 use super::volumes;
 use crate::objects::{DeleteOptions, key};
-use crate::store::{EventKind, Key, Object, Scope, Transaction};
+use crate::store::{CommitError, Event, EventKind, Key, Object, Revision, Scope, Transaction};
 use prefetch::{Gate, Prefetches, Wanted};
 
 const SETS: &Kind = &kinds::stateful_set::STATEFUL_SET;
@@ -38,92 +37,145 @@ const WORKERS: usize = 8;
 type SetKey = (String, String);
 
 pub async fn run(context: Context) {
-    let queue: Queue<SetKey> = Queue::new();
-    let store = context.objects.store().clone();
-    let sets = Scope::all(key(SETS, "", "").resource);
-    let add_all = || {
-        for set in store.list(&sets).objects {
-            queue.add((set.key.namespace.clone(), set.key.name.clone()));
-        }
-    };
-    let add_if_set = |namespace: &str, name: &str| {
-        if store.get(&key(SETS, namespace, name)).is_some() {
-            queue.add((namespace.to_owned(), name.to_owned()));
-        }
-    };
-    let work_on = Arc::new(Loop {
-        context,
-        queue: queue.clone(),
-        memory: Memory::default(),
-        prefetches: Arc::default(),
+    let sets = Arc::new(Loop::new(context));
+    let work = sets.queue.clone().run("statefulset", WORKERS, |key| {
+        let sets = sets.clone();
+        async move { sets.reconcile(key).await }
     });
-    let work = {
-        let work_on = work_on.clone();
-        queue.clone().run("statefulset", WORKERS, move |key| {
-            let work_on = work_on.clone();
-            async move { reconcile(&work_on, key).await }
-        })
-    };
-    tokio::join!(
-        work,
-        follow(&store, sets.clone(), |seen| match seen {
-            Seen::All(_) => add_all(),
-            Seen::Changed(event) if event.kind == EventKind::Deleted => {
-                let key = (event.object.key.namespace.clone(), event.object.key.name.clone());
-                work_on.memory.forget(&key);
-                work_on.prefetches.keep(&key, &HashSet::new());
-            }
-            Seen::Changed(event) => {
-                queue.add((event.object.key.namespace.clone(), event.object.key.name.clone()));
-            }
-        }),
-        follow(&store, Scope::all("pods"), |seen| match seen {
-            Seen::All(_) => add_all(),
-            Seen::Changed(event) => {
-                let pod = &event.object;
-                for owned in [Some(pod), event.previous.as_ref()].into_iter().flatten() {
-                    for owner in
-                        owned.meta.owners.iter().filter(|o| o.controller && &*o.kind == "StatefulSet")
-                    {
-                        queue.add((pod.key.namespace.clone(), owner.name.to_string()));
-                    }
-                }
-                // Also whoever's name it bears: it may be adopted, or have stood in the way.
-                if let Some((parent, _)) = parent_and_ordinal(&pod.key.name) {
-                    add_if_set(&pod.key.namespace, parent);
-                }
-            }
-        }),
-        // A claim that is gone is wanted back, or no longer in the way.
-        follow(&store, Scope::all("persistentvolumeclaims"), |seen| match seen {
-            Seen::All(_) => add_all(),
-            Seen::Changed(event) if event.kind == EventKind::Deleted => {
-                let claim = &event.object.key;
-                if let Some((parent, _)) = parent_and_ordinal(&claim.name) {
-                    for (dash, _) in parent.match_indices('-') {
-                        add_if_set(&claim.namespace, &parent[dash + 1..]);
-                    }
-                }
-            }
-            Seen::Changed(_) => {}
-        }),
-        follow(&store, Scope::all("controllerrevisions.apps"), |seen| match seen {
-            Seen::All(_) => add_all(),
-            Seen::Changed(event) if event.kind == EventKind::Deleted => {
-                for owner in event.object.meta.owners.iter().filter(|o| o.controller) {
-                    add_if_set(&event.object.key.namespace, &owner.name);
-                }
-            }
-            Seen::Changed(_) => {}
-        }),
-    );
+    tokio::join!(work, join_all(sets.feeds()));
 }
 
-struct Loop {
+/// What the loop works with, and what it remembers.
+pub(super) struct Loop {
     context: Context,
-    queue: Queue<SetKey>,
+    pub(super) queue: Queue<SetKey>,
     memory: Memory,
     prefetches: Arc<Prefetches>,
+}
+
+impl Loop {
+    pub(super) fn new(context: Context) -> Loop {
+        let clock = context.objects.clock().clone();
+        Loop {
+            queue: Queue::timed(clock.clone()),
+            memory: Memory::default(),
+            prefetches: Arc::new(Prefetches::new(clock)),
+            context,
+        }
+    }
+
+    /// What brings sets into the queue, each for ever: their own changes, and those of what they are made of.
+    pub(super) fn feeds(self: &Arc<Self>) -> Vec<BoxFuture<'static, ()>> {
+        vec![
+            self.feed(Scope::all(key(SETS, "", "").resource), Loop::set_changed),
+            self.feed(Scope::all("pods"), Loop::pod_changed),
+            self.feed(Scope::all("persistentvolumeclaims"), Loop::claim_changed),
+            self.feed(Scope::all("controllerrevisions.apps"), Loop::revision_changed),
+        ]
+    }
+
+    fn feed(self: &Arc<Self>, scope: Scope, changed: fn(&Loop, &Event)) -> BoxFuture<'static, ()> {
+        let sets = self.clone();
+        Box::pin(async move {
+            follow(sets.context.objects.store(), scope, |seen| match seen {
+                Seen::All(_) => sets.add_all(),
+                Seen::Changed(event) => changed(&sets, event),
+            })
+            .await;
+        })
+    }
+
+    fn add_all(&self) {
+        for set in self.context.objects.store().list(&Scope::all(key(SETS, "", "").resource)).objects {
+            self.queue.add((set.key.namespace.clone(), set.key.name.clone()));
+        }
+    }
+
+    fn add_if_set(&self, namespace: &str, name: &str) {
+        if self.context.objects.store().get(&key(SETS, namespace, name)).is_some() {
+            self.queue.add((namespace.to_owned(), name.to_owned()));
+        }
+    }
+
+    fn set_changed(&self, event: &Event) {
+        let key = (event.object.key.namespace.clone(), event.object.key.name.clone());
+        if event.kind == EventKind::Deleted {
+            self.memory.forget(&key);
+            self.prefetches.keep(&key, &HashSet::new());
+        } else {
+            self.queue.add(key);
+        }
+    }
+
+    fn pod_changed(&self, event: &Event) {
+        let pod = &event.object;
+        for owned in [Some(pod), event.previous.as_ref()].into_iter().flatten() {
+            for owner in owned.meta.owners.iter().filter(|o| o.controller && &*o.kind == "StatefulSet") {
+                self.queue.add((pod.key.namespace.clone(), owner.name.to_string()));
+            }
+        }
+        // Also whoever's name it bears: it may be adopted, or have stood in the way.
+        if let Some((parent, _)) = parent_and_ordinal(&pod.key.name) {
+            self.add_if_set(&pod.key.namespace, parent);
+        }
+    }
+
+    /// A claim that is gone is wanted back, or no longer in the way.
+    fn claim_changed(&self, event: &Event) {
+        let claim = &event.object.key;
+        if event.kind != EventKind::Deleted {
+            return;
+        }
+        if let Some((parent, _)) = parent_and_ordinal(&claim.name) {
+            for (dash, _) in parent.match_indices('-') {
+                self.add_if_set(&claim.namespace, &parent[dash + 1..]);
+            }
+        }
+    }
+
+    fn revision_changed(&self, event: &Event) {
+        if event.kind == EventKind::Deleted {
+            for owner in event.object.meta.owners.iter().filter(|o| o.controller) {
+                self.add_if_set(&event.object.key.namespace, &owner.name);
+            }
+        }
+    }
+
+    /// Plans one set and carries the plan out.
+    pub(super) async fn reconcile(&self, (namespace, name): SetKey) -> Outcome {
+        let Loop { context, memory, .. } = self;
+        let store = context.objects.store();
+        let Some(stored) = store.get(&key(SETS, &namespace, &name)) else { return Ok(Next::Event) };
+        let value = stored.value();
+        let mut set = Set::read(&value);
+        set.held = self.prefetches.failures(&(namespace.clone(), name.clone()));
+        let mut held = memory.take(&(namespace.clone(), name.clone()));
+        let plan = {
+            let uid = &*stored.meta.uid;
+            let owned = |o: &Object| o.meta.owners.iter().any(|r| r.controller && &*r.uid == uid);
+            let listed =
+                |resource: &'static str| store.list(&Scope::namespaced(resource, namespace.as_str())).objects;
+            let prefix = format!("{name}-");
+            let pods = store.kin("pods", &namespace, uid, &prefix);
+            let of_name =
+                |o: &Object| parent_and_ordinal(&o.key.name).is_some_and(|(parent, _)| parent == name);
+            let pods = read_all(&mut held.pods, pods.iter().filter(|o| owned(o) || of_name(o)), Pod::read);
+            let claims = listed("persistentvolumeclaims");
+            let suffix = format!("-{name}");
+            let of_set = |o: &&Arc<Object>| {
+                parent_and_ordinal(&o.key.name).is_some_and(|(parent, _)| parent.ends_with(&suffix))
+            };
+            let claims: Vec<Claim> = claims.iter().filter(of_set).map(|o| Claim::read(&o.value())).collect();
+            let revisions = store.kin("controllerrevisions.apps", &namespace, uid, &prefix);
+            let revisions = read_all(&mut held.revisions, revisions.iter(), PastRevision::read);
+            plan(&set, &pods, &claims, &revisions, context.objects.clock().now())
+        };
+        let done = carry_out(self, &set, &stored, value, plan).await;
+        if store.get(&stored.key).is_some() {
+            memory.keep((namespace, name), held);
+        }
+        done
+    }
 }
 
 /// What was read of each set's pods and revisions, by the version it was read from: in a large set each
@@ -136,7 +188,7 @@ struct Memory {
 #[derive(Default)]
 struct SetMemory {
     pods: Read<Pod>,
-    revisions: Read<Revision>,
+    revisions: Read<PastRevision>,
 }
 
 type Read<T> = HashMap<String, (u64, T)>;
@@ -176,40 +228,6 @@ fn read_all<'a, T: Clone>(
     all
 }
 
-async fn reconcile(on: &Loop, (namespace, name): SetKey) -> Outcome {
-    let Loop { context, memory, .. } = on;
-    let store = context.objects.store();
-    let Some(stored) = store.get(&key(SETS, &namespace, &name)) else { return Ok(Next::Event) };
-    let value = stored.value();
-    let mut set = Set::read(&value);
-    set.held = on.prefetches.failures(&(namespace.clone(), name.clone()));
-    let mut held = memory.take(&(namespace.clone(), name.clone()));
-    let plan = {
-        let uid = &*stored.meta.uid;
-        let owned = |o: &Object| o.meta.owners.iter().any(|r| r.controller && &*r.uid == uid);
-        let listed =
-            |resource: &'static str| store.list(&Scope::namespaced(resource, namespace.as_str())).objects;
-        let prefix = format!("{name}-");
-        let pods = store.kin("pods", &namespace, uid, &prefix);
-        let of_name = |o: &Object| parent_and_ordinal(&o.key.name).is_some_and(|(parent, _)| parent == name);
-        let pods = read_all(&mut held.pods, pods.iter().filter(|o| owned(o) || of_name(o)), Pod::read);
-        let claims = listed("persistentvolumeclaims");
-        let suffix = format!("-{name}");
-        let of_set = |o: &&Arc<Object>| {
-            parent_and_ordinal(&o.key.name).is_some_and(|(parent, _)| parent.ends_with(&suffix))
-        };
-        let claims: Vec<Claim> = claims.iter().filter(of_set).map(|o| Claim::read(&o.value())).collect();
-        let revisions = store.kin("controllerrevisions.apps", &namespace, uid, &prefix);
-        let revisions = read_all(&mut held.revisions, revisions.iter(), Revision::read);
-        plan(&set, &pods, &claims, &revisions, Timestamp::now())
-    };
-    let done = carry_out(on, &set, &stored, value, plan).await;
-    if store.get(&stored.key).is_some() {
-        memory.keep((namespace, name), held);
-    }
-    done
-}
-
 async fn carry_out(on: &Loop, set: &Set, stored: &Object, value: Value, plan: Plan) -> Outcome {
     let context = &on.context;
     let about = Say { context, set, object: ObjectRef::of(&value) };
@@ -229,30 +247,37 @@ async fn carry_out(on: &Loop, set: &Set, stored: &Object, value: Value, plan: Pl
             change => changes.push(change),
         }
     }
+    // Everything here is done for the set as it was seen: not for one that was changed or deleted meanwhile.
     for change in changes {
-        apply_change(context, set, change).await?;
+        apply_change(context, stored, change).await?;
     }
     let home = context.objects.store().get(&Key::new("namespaces", "", set.namespace.as_str()));
     if home.is_none_or(|namespace| namespace.meta.deleting) {
         // All of it goes soon, the set too.
-        write_status(context, stored, &value, &plan.status_without_creations, plan.rejected.as_deref())
-            .await?;
+        let rejected = plan.rejected.as_deref();
+        write_status(context, stored, &value, &plan.status_without_creations, rejected).await?;
         return Ok(Next::Event);
     }
     let mut first_error: Option<Box<dyn std::error::Error + Send + Sync>> = None;
-    if let Err(error) =
-        create(context, &about, stored, &value, creations, &plan.status, plan.rejected.as_deref()).await
-    {
-        // What cannot be created must not keep the status from being told, nor pods from being deleted.
-        write_status(context, stored, &value, &plan.status_without_creations, plan.rejected.as_deref())
-            .await?;
-        first_error = Some(error);
+    let seen;
+    let rejected = plan.rejected.as_deref();
+    let revisions: Vec<Action> =
+        creations.iter().filter(|a| matches!(a, Action::CreateRevision(_))).cloned().collect();
+    match create(context, &about, stored, &value, creations, &plan.status, rejected).await {
+        Ok(revision) => seen = revision,
+        Err(error) => {
+            // A pod that cannot be created must not keep the status from being told, nor pods from being
+            // deleted. The revision that the status names is there first.
+            let status = &plan.status_without_creations;
+            seen = create(context, &about, stored, &value, revisions, status, rejected).await?;
+            first_error = Some(error);
+        }
     }
     // After the status: the images of a revision that is not written yet are nobody's.
     let (gone_for_update, retry) = gate(on, &about, replacements);
     deletions.extend(gone_for_update);
     for deletion in deletions {
-        if let Err(error) = delete(context, &about, deletion).await {
+        if let Err(error) = delete(context, &about, (&stored.key, seen), deletion).await {
             first_error.get_or_insert(error.into());
         }
     }
@@ -260,7 +285,7 @@ async fn carry_out(on: &Loop, set: &Set, stored: &Object, value: Value, plan: Pl
         return Err(error);
     }
     let planned = plan.wake_at.map(|at| {
-        let wait = at.duration_since(Timestamp::now());
+        let wait = at.duration_since(context.objects.clock().now());
         Duration::try_from(wait).unwrap_or_default()
     });
     Ok(planned.into_iter().chain(retry).min().map_or(Next::Event, Next::After))
@@ -272,6 +297,7 @@ fn gate(on: &Loop, about: &Say<'_>, replacements: Vec<Action>) -> (Vec<Action>, 
     let mut deletions = Vec::new();
     let mut retry: Option<Duration> = None;
     let mut asked = HashSet::new();
+    let now = on.context.objects.clock().instant();
     for replacement in replacements {
         let Action::ReplacePod { name, uid, node, revision, successor } = replacement else { continue };
         let gate = match node {
@@ -279,7 +305,7 @@ fn gate(on: &Loop, about: &Say<'_>, replacements: Vec<Action>) -> (Vec<Action>, 
                 asked.insert(name.clone());
                 let (pod, uid) = (name.clone(), uid.clone());
                 let wanted = Wanted { pod, uid, node, revision, successor };
-                on.prefetches.ask(&on.context.images, &on.queue, &key, wanted, Instant::now())
+                on.prefetches.ask(&on.context.images, &on.queue, &key, wanted, now)
             }
             None => Gate::Open,
         };
@@ -298,7 +324,7 @@ fn gate(on: &Loop, about: &Say<'_>, replacements: Vec<Action>) -> (Vec<Action>, 
     (deletions, retry)
 }
 
-/// One transaction for all that is new, and the status.
+/// One transaction for all that is new, and the status; the set's revision after it.
 async fn create(
     context: &Context,
     about: &Say<'_>,
@@ -307,7 +333,7 @@ async fn create(
     creations: Vec<Action>,
     status: &Value,
     rejected: Option<&str>,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Revision, Box<dyn std::error::Error + Send + Sync>> {
     if creations.is_empty() {
         return Ok(write_status(context, stored, value, status, rejected).await?);
     }
@@ -327,6 +353,7 @@ async fn create(
             }
             Action::CreatePod { name, pod, claims } => {
                 let staged = staging.claims(&claims).and_then(|names| {
+                    staging.rests_on_claims_of(&pod);
                     staging.add(&kinds::pod::POD, pod)?;
                     Ok(names)
                 });
@@ -343,7 +370,7 @@ async fn create(
         transaction = transaction.unchanged(home.key.clone(), home.revision);
     }
     transaction = transaction.put(stored.key.clone(), with_status(value, status, rejected));
-    objects.store().commit(transaction).await?;
+    let revision = objects.store().commit(transaction).await?;
     for (pod, claims, created) in made {
         for claim in claims {
             let message = format!("create Claim {claim} Pod {pod} in StatefulSet {} success", about.set.name);
@@ -353,7 +380,7 @@ async fn create(
             about.pod("create", &pod, Ok(()));
         }
     }
-    Ok(())
+    Ok(revision)
 }
 
 struct Staging<'a> {
@@ -369,6 +396,20 @@ impl Staging<'_> {
         let transaction = std::mem::take(&mut self.transaction);
         self.transaction = transaction.absent(key.clone()).put(key, value);
         Ok(())
+    }
+
+    /// The claims that this pod finds must still be there when it is made.
+    fn rests_on_claims_of(&mut self, pod: &Value) {
+        let kind = &kinds::persistent_volume_claim::PERSISTENT_VOLUME_CLAIM;
+        for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
+            let Some(claim) = volume["persistentVolumeClaim"]["claimName"].as_str() else { continue };
+            let key = key(kind, self.namespace, claim);
+            let made_with_it = self.transaction.writes.iter().any(|write| *write.key() == key);
+            let found = self.context.objects.store().get(&key).is_some();
+            if found && !made_with_it {
+                self.transaction = std::mem::take(&mut self.transaction).present(key);
+            }
+        }
     }
 
     /// Their names.
@@ -398,136 +439,148 @@ fn with_status(value: &Value, status: &Value, rejected: Option<&str>) -> Value {
     value
 }
 
+/// The set's revision after it.
 async fn write_status(
     context: &Context,
     stored: &Object,
     value: &Value,
     status: &Value,
     rejected: Option<&str>,
-) -> Result<(), crate::store::CommitError> {
+) -> Result<Revision, CommitError> {
     let named = object::annotation(value, annotations::REJECTED_REVISION);
     if value["status"] == *status && named == rejected {
-        return Ok(());
+        return Ok(stored.revision);
     }
     let transaction = Transaction::new()
         .unchanged(stored.key.clone(), stored.revision)
         .put(stored.key.clone(), with_status(value, status, rejected));
-    context.objects.store().commit(transaction).await.map(drop)
+    context.objects.store().commit(transaction).await
 }
 
 /// Changes to what is there. Rare, so each is a write of its own.
-async fn apply_change(context: &Context, set: &Set, change: Action) -> Result<(), Status> {
-    let objects = &context.objects;
+async fn apply_change(context: &Context, set: &Object, change: Action) -> Result<(), CommitError> {
     let pods = &kinds::pod::POD;
     let claims = &kinds::persistent_volume_claim::PERSISTENT_VOLUME_CLAIM;
     let revisions = &kinds::controller_revision::CONTROLLER_REVISION;
-    let modified = match change {
-        Action::AdoptPod { name, uid, owner } => adopt(context, set, pods, &name, &uid, owner).await,
+    let update = Update { context, set };
+    match change {
+        Action::AdoptPod { name, uid, owner } => update.of(pods, &name, &uid, |pod| adopt(pod, owner)).await,
         Action::AdoptRevision { name, uid, owner } => {
-            adopt(context, set, revisions, &name, &uid, owner).await
+            update.of(revisions, &name, &uid, |revision| adopt(revision, owner)).await
         }
-        Action::ReleasePod { name, uid } => objects
-            .modify(pods, None, &set.namespace, &name, |pod| {
-                same_life(pods, pod, &uid)?;
-                if let Some(owners) = pod["metadata"]["ownerReferences"].as_array_mut() {
-                    owners.retain(|o| o["uid"] != *set.uid);
+        Action::ReleasePod { name, uid } => {
+            let release = |pod: &mut Value| owners(pod).retain(|o| o["uid"] != *set.meta.uid);
+            update.of(pods, &name, &uid, release).await
+        }
+        Action::LabelPod { name, uid, labels } => {
+            let label = |pod: &mut Value| {
+                let all = object::map_mut(&mut pod["metadata"], "labels");
+                all.extend(labels.into_iter().map(|(key, value)| (key.to_owned(), value.into())));
+            };
+            update.of(pods, &name, &uid, label).await
+        }
+        Action::OwnClaim { name, uid, disown, owner } => {
+            let own = |claim: &mut Value| {
+                let owners = owners(claim);
+                owners.retain(|o| !disown.iter().any(|uid| o["uid"] == **uid));
+                owners.extend(owner);
+            };
+            update.of(claims, &name, &uid, own).await
+        }
+        Action::ChangeClaim { name, uid, storage, labels, annotations } => {
+            let follow = |claim: &mut Value| {
+                if let Some(storage) = storage {
+                    claim["spec"]["resources"]["requests"]["storage"] = storage;
                 }
-                Ok(())
-            })
-            .await
-            .map(drop),
-        Action::LabelPod { name, uid, labels } => objects
-            .modify(pods, None, &set.namespace, &name, |pod| {
-                same_life(pods, pod, &uid)?;
-                for (key, value) in &labels {
-                    pod["metadata"]["labels"][*key] = value.clone().into();
+                for (field, more) in [("labels", labels), ("annotations", annotations)] {
+                    if !more.is_empty() {
+                        object::map_mut(&mut claim["metadata"], field).extend(more);
+                    }
                 }
-                Ok(())
-            })
-            .await
-            .map(drop),
-        Action::OwnClaim { name, uid, disown, owner } => objects
-            .modify(claims, None, &set.namespace, &name, |claim| {
-                same_life(claims, claim, &uid)?;
-                let owners =
-                    object::metadata_mut(claim).entry("ownerReferences").or_insert_with(|| json!([]));
-                if let Some(owners) = owners.as_array_mut() {
-                    owners.retain(|o| !disown.iter().any(|uid| o["uid"] == **uid));
-                    owners.extend(owner.clone());
-                }
-                Ok(())
-            })
-            .await
-            .map(drop),
-        Action::MarkRevision { name, uid } => objects
-            .modify(revisions, None, &set.namespace, &name, |revision| {
-                same_life(revisions, revision, &uid)?;
+            };
+            update.of(claims, &name, &uid, follow).await
+        }
+        Action::MarkRevision { name, uid } => {
+            let mark = |revision: &mut Value| {
                 let marks = object::map_mut(&mut revision["metadata"], "annotations");
                 marks.insert(annotations::WAS_READY.to_owned(), "true".into());
-                Ok(())
-            })
-            .await
-            .map(drop),
-        Action::RenumberRevision { name, uid, number } => objects
-            .modify(revisions, None, &set.namespace, &name, |revision| {
-                same_life(revisions, revision, &uid)?;
-                revision["revision"] = number.into();
-                Ok(())
-            })
-            .await
-            .map(drop),
+            };
+            update.of(revisions, &name, &uid, mark).await
+        }
+        Action::RenumberRevision { name, uid, number } => {
+            update.of(revisions, &name, &uid, |revision| revision["revision"] = number.into()).await
+        }
         _ => Ok(()),
-    };
-    unless_gone(modified)
+    }
 }
 
-async fn adopt(
+/// A change to something of a set, for as long as the set is as it was seen.
+struct Update<'a> {
+    context: &'a Context,
+    set: &'a Object,
+}
+
+impl Update<'_> {
+    /// What is gone, or another of that name, needs nothing any more.
+    async fn of(
+        &self,
+        kind: &'static Kind,
+        name: &str,
+        uid: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<(), CommitError> {
+        let store = self.context.objects.store();
+        let found = store.get(&key(kind, &self.set.key.namespace, name));
+        let Some(stored) = found.filter(|o| *o.meta.uid == *uid) else { return Ok(()) };
+        let mut value = stored.value();
+        change(&mut value);
+        let transaction = Transaction::new()
+            .unchanged(self.set.key.clone(), self.set.revision)
+            .unchanged(stored.key.clone(), stored.revision)
+            .put(stored.key.clone(), value);
+        store.commit(transaction).await.map(drop)
+    }
+}
+
+fn owners(value: &mut Value) -> &mut Vec<Value> {
+    let owners = &mut value["metadata"]["ownerReferences"];
+    if !owners.is_array() {
+        *owners = Value::Array(Vec::new());
+    }
+    match owners {
+        Value::Array(owners) => owners,
+        _ => unreachable!("made an array above"),
+    }
+}
+
+/// Unless another controller was faster.
+fn adopt(value: &mut Value, owner: Value) {
+    if object::controller_ref(value).is_none() {
+        owners(value).push(owner);
+    }
+}
+
+async fn delete(
     context: &Context,
-    set: &Set,
-    kind: &'static Kind,
-    name: &str,
-    uid: &str,
-    owner: Value,
+    about: &Say<'_>,
+    (set, seen): (&Key, Revision),
+    deletion: Action,
 ) -> Result<(), Status> {
-    let adopted = context.objects.modify(kind, None, &set.namespace, name, |value| {
-        same_life(kind, value, uid)?;
-        if object::controller_ref(value).is_some() {
-            return Err(Status::conflict(&kind.resource(), name, "it has another controller"));
-        }
-        let owners = object::metadata_mut(value).entry("ownerReferences").or_insert_with(|| json!([]));
-        if let Some(owners) = owners.as_array_mut() {
-            owners.push(owner.clone());
-        }
-        Ok(())
-    });
-    adopted.await.map(drop)
-}
-
-fn same_life(kind: &Kind, value: &Value, uid: &str) -> Result<(), Status> {
-    if object::uid(value) == uid {
-        Ok(())
-    } else {
-        Err(Status::not_found(&kind.resource(), object::name(value)))
-    }
-}
-
-/// What is gone needs nothing any more.
-fn unless_gone(result: Result<(), Status>) -> Result<(), Status> {
-    match result {
-        Err(status) if status.code == 404 => Ok(()),
-        other => other,
-    }
-}
-
-async fn delete(context: &Context, about: &Say<'_>, deletion: Action) -> Result<(), Status> {
     let (kind, name, uid) = match deletion {
         Action::DeletePod { name, uid } => (&kinds::pod::POD, name, uid),
         Action::DeleteRevision { name, uid } => (&kinds::controller_revision::CONTROLLER_REVISION, name, uid),
         _ => return Ok(()),
     };
     let options = DeleteOptions { uid: Some(uid), ..DeleteOptions::default() };
-    let deleted = context.objects.delete(kind, &about.set.namespace, &name, &options).await;
+    let store = context.objects.store();
+    let for_this_set = |_: &mut Value| match store.get(set) {
+        Some(found) if found.revision == seen => Ok(Transaction::new().unchanged(set.clone(), seen)),
+        _ => Err(Status::modified(&SETS.resource(), &set.name)),
+    };
+    let namespace = &about.set.namespace;
+    let deleted = context.objects.delete_with(kind, namespace, &name, &options, for_this_set).await;
     match (kind.plural, deleted) {
+        // It is gone or another, or the set has changed, which brings it back here.
         (_, Err(status)) if matches!(status.code, 404 | 409) => Ok(()),
         ("pods", Ok(_)) => {
             about.pod("delete", &name, Ok(()));

@@ -130,6 +130,11 @@ pub(super) async fn run(context: Context) {
             }
         }
     };
+    let add_deleted_claims = || {
+        for claim in store.list(&Scope::all(CLAIMS.plural)).objects.iter().filter(|c| c.meta.deleting) {
+            add_claim(&claim.key.namespace, &claim.key.name);
+        }
+    };
     let add_volumes = || {
         for volume in store.list(&Scope::all(VOLUMES.plural)).objects {
             queue.add(Work::Volume(volume.key.name.clone()));
@@ -209,7 +214,7 @@ pub(super) async fn run(context: Context) {
         }),
         // A pod that was removed by force has stopped after all.
         follow(&store, Scope::all(identity::RESOURCE), |seen| match seen {
-            Seen::All(_) => {}
+            Seen::All(_) => add_deleted_claims(),
             Seen::Changed(event) if event.kind == EventKind::Deleted => {
                 let scope = Scope::namespaced(CLAIMS.plural, event.object.key.namespace.as_str());
                 for claim in store.list(&scope).objects.iter().filter(|c| c.meta.deleting) {
@@ -220,7 +225,7 @@ pub(super) async fn run(context: Context) {
         }),
         // A pod that is gone, or has ended, no longer keeps its claims.
         follow(&store, Scope::all("pods"), |seen| match seen {
-            Seen::All(_) => {}
+            Seen::All(_) => add_deleted_claims(),
             Seen::Changed(event) => {
                 let pod = &event.object;
                 if event.kind == EventKind::Deleted || ended(pod) {
@@ -267,11 +272,19 @@ fn in_use(store: &Store, claim: &Object) -> bool {
         .list(&Scope::namespaced("pods", claim.key.namespace.as_str()))
         .objects
         .iter()
-        .filter(|pod| mentions(pod, &quoted) && !ended(pod))
+        .filter(|pod| mentions(pod, &quoted) && !ended(pod) && !stopped(store, pod))
         .any(|pod| {
             let pod = pod.value();
             !pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty() && claims_of(&pod).contains(name)
         })
+}
+
+/// A deleted pod of which nothing is left, and whose object waits for its finalizers: it may wait for this very
+/// claim (the pod owns it, and is deleted in the foreground).
+fn stopped(store: &Store, pod: &Object) -> bool {
+    let record = Key::new(identity::RESOURCE, pod.key.namespace.as_str(), pod.key.name.as_str());
+    let held = || store.get(&record).is_some_and(|held| held.value()["uid"].as_str() == Some(&pod.meta.uid));
+    pod.meta.deleting && pod.meta.finalizers && !held()
 }
 
 async fn claim(context: &Context, namespace: &str, name: &str) -> Outcome {

@@ -179,6 +179,27 @@ impl Cache {
         }
     }
 
+    #[cfg(test)]
+    pub fn forget_history(&self) {
+        let mut state = self.state_mut();
+        let revision = state.revision;
+        for resource in state.resources.values_mut() {
+            resource.ring.clear();
+            resource.ring_bytes = 0;
+            resource.floor = revision;
+        }
+    }
+
+    /// The events of one revision.
+    #[cfg(test)]
+    pub fn written_at(&self, revision: Revision) -> Vec<Event> {
+        let state = self.state();
+        let mut events: Vec<Event> =
+            state.resources.values().flat_map(|r| r.since(revision - 1)).cloned().collect();
+        events.sort_by(|a, b| a.object.key.cmp(&b.object.key));
+        events
+    }
+
     // A panic while the lock was held can only come from an allocation failure, which aborts: a poisoned
     // lock does not occur, and would still guard a state that is changed in whole steps.
     fn state(&self) -> RwLockReadGuard<'_, State> {

@@ -65,6 +65,17 @@ impl Disk {
         open().map_err(|e| sql(Path::new(":memory:"), e))
     }
 
+    /// Everything in it, and its revision.
+    #[cfg(test)]
+    pub fn content(&self) -> Result<(Vec<Object>, Revision), OpenError> {
+        let path = Path::new(":memory:");
+        let connection = self.connection.as_ref().ok_or_else(|| OpenError::Foreign(path.to_owned()))?;
+        let revision = counter(connection).map_err(|e| sql(path, e))?;
+        let mut objects = Vec::new();
+        read_all(path, connection, revision, &mut |object| objects.push(object))?;
+        Ok((objects, revision))
+    }
+
     /// Writes events, in order, as one SQLite transaction that is on the medium on return. After an error
     /// it is unknown whether they were written, until [`Disk::recover`] tells.
     pub fn apply<'a>(

@@ -8,6 +8,8 @@
 mod cache;
 mod disk;
 mod error;
+#[cfg(test)]
+pub(crate) mod manual;
 mod model;
 #[cfg(test)]
 mod tests;

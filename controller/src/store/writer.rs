@@ -34,12 +34,12 @@ pub(super) enum Request {
 
 pub(super) fn start(disk: Disk, cache: Arc<Cache>) -> std::io::Result<mpsc::Sender<Request>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let writer = Writer { disk, cache, doubt: None };
+    let writer = Writer::new(disk, cache);
     thread::Builder::new().name("store-writer".into()).spawn(move || writer.run(receiver))?;
     Ok(sender)
 }
 
-struct Writer {
+pub(super) struct Writer {
     disk: Disk,
     cache: Arc<Cache>,
     /// The batch of which it is unknown whether it got onto the disk.
@@ -47,6 +47,15 @@ struct Writer {
 }
 
 impl Writer {
+    pub fn new(disk: Disk, cache: Arc<Cache>) -> Writer {
+        Writer { disk, cache, doubt: None }
+    }
+
+    #[cfg(test)]
+    pub fn into_disk(self) -> Disk {
+        self.disk
+    }
+
     fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let mut closing = None;
         let mut batch = Vec::new();
@@ -81,7 +90,7 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, batch: &mut Vec<(Prepared, oneshot::Sender<Answer>)>) {
+    pub fn write(&mut self, batch: &mut Vec<(Prepared, oneshot::Sender<Answer>)>) {
         if let Err(reason) = self.resolve_doubt() {
             return refuse(batch.drain(..).map(|(_, answer)| answer), &reason);
         }

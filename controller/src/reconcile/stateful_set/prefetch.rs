@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::SetKey;
+use crate::clock::Clock;
 use crate::reconcile::Images;
 use crate::reconcile::queue::Queue;
 
@@ -45,9 +46,9 @@ pub enum Gate {
     },
 }
 
-#[derive(Default)]
 pub struct Prefetches {
     sets: Mutex<HashMap<SetKey, HashMap<String, Fetch>>>,
+    clock: Clock,
 }
 
 struct Fetch {
@@ -74,6 +75,10 @@ impl Drop for Task {
 }
 
 impl Prefetches {
+    pub fn new(clock: Clock) -> Prefetches {
+        Prefetches { sets: Mutex::default(), clock }
+    }
+
     /// Asks for a pod's successor's images, and says how far they are.
     pub fn ask(
         self: &Arc<Self>,
@@ -115,8 +120,9 @@ impl Prefetches {
         let mut fetching = images.ensure(&node, &successor);
         // What is there already needs no second look at the set.
         if let Some(result) = (&mut fetching).now_or_never() {
-            fetch.end(result);
-            let gate = fetch.gate(Instant::now());
+            let now = self.clock.instant();
+            fetch.end(result, now);
+            let gate = fetch.gate(now);
             self.lock().entry(set.clone()).or_default().insert(pod, fetch);
             return gate;
         }
@@ -125,8 +131,9 @@ impl Prefetches {
         let task = tokio::spawn(async move {
             let result = fetching.await;
             // (This waits for the insertion below, whose lock is held. A task that was replaced is aborted.)
+            let now = fetches.clock.instant();
             if let Some(fetch) = fetches.lock().get_mut(&key).and_then(|of_set| of_set.get_mut(&name)) {
-                fetch.end(result);
+                fetch.end(result, now);
             }
             queue.add(key);
         });
@@ -168,13 +175,13 @@ impl Fetch {
         self.uid == wanted.uid && self.revision == wanted.revision && self.node == wanted.node
     }
 
-    fn end(&mut self, result: Result<(), String>) {
+    fn end(&mut self, result: Result<(), String>, now: Instant) {
         self.state = match result {
             Ok(()) => State::Done,
             Err(why) => {
                 let rest = FIRST_RETRY.saturating_mul(2u32.saturating_pow(self.failures)).min(LAST_RETRY);
                 self.failures = self.failures.saturating_add(1);
-                State::Failed { why, retry_at: Instant::now() + rest, told: false }
+                State::Failed { why, retry_at: now + rest, told: false }
             }
         };
     }
@@ -220,7 +227,12 @@ mod tests {
         fn new() -> Test {
             let (answers, receiver) = mpsc::unbounded_channel();
             let images: Arc<dyn Images> = Arc::new(Answers(Arc::new(receiver.into())));
-            Test { answers, images, queue: Queue::new(), prefetches: Arc::default() }
+            Test {
+                answers,
+                images,
+                queue: Queue::new(),
+                prefetches: Arc::new(Prefetches::new(Clock::default())),
+            }
         }
 
         fn ask(&self, revision: &str) -> Gate {

@@ -304,6 +304,34 @@ async fn a_revision_that_misses_its_deadline_is_left_again_and_named() {
         .await;
 }
 
+/// kubernetes/kubernetes#68737, KEP-4650
+#[tokio::test]
+async fn a_set_that_asks_for_more_storage_gets_larger_volumes_and_keeps_its_pods() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 2)).await;
+    world.until("two are ready", all_ready(2)).await;
+    let before = [world.get(PODS, "web-0"), world.get(PODS, "web-1")];
+    world
+        .change(SETS, "web", |set| {
+            let template = &mut set["spec"]["volumeClaimTemplates"][0];
+            template["spec"]["resources"]["requests"]["storage"] = "3Gi".into();
+            template["metadata"]["labels"] = json!({"tier": "gold"});
+        })
+        .await;
+    for claim in ["data-web-0", "data-web-1"] {
+        let capacity = |w: &World| w.get(CLAIMS, claim)["status"]["capacity"]["storage"].clone();
+        world.until("the claim has more", |w| capacity(w) == "3Gi").await;
+        let claim = world.get(CLAIMS, claim);
+        assert_eq!(object::label(&claim, "tier"), Some("gold"));
+        let volume = world.get(VOLUMES, claim["spec"]["volumeName"].as_str().unwrap());
+        assert_eq!(volume["spec"]["capacity"]["storage"], "3Gi");
+    }
+    world.rest().await;
+    for pod in &before {
+        assert_eq!(object::uid(&world.get(PODS, object::name(pod))), object::uid(pod));
+    }
+}
+
 #[tokio::test]
 async fn claims_go_with_the_pod_or_the_set_only_where_the_set_wants_it() {
     let world = World::new().await;
