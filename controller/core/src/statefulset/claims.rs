@@ -25,10 +25,9 @@ impl Planner<'_> {
             let Some(ordinal) = ordinal_of(self.set, &claim.name) else { continue };
             let pod = self.by_ordinal.get(&ordinal).map(|p| (p.name.as_str(), p.uid.as_str()));
             let wanted = self.set.ordinals.contains(ordinal);
-            if (wanted || pod.is_some()) && !self.is_stale(claim, ordinal) {
-                if self.owners(claim, pod, wanted) {
-                    self.follows_template(claim, ordinal);
-                }
+            let concerned = (wanted || pod.is_some()) && !self.is_stale(claim, ordinal);
+            if concerned && self.owners(claim, pod, wanted) {
+                self.follows_template(claim, ordinal);
             }
         }
     }
