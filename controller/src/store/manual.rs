@@ -76,7 +76,7 @@ impl Waiting {
     pub fn next(&mut self) -> Option<Waits> {
         match self.0.try_recv().ok()? {
             Request::Write(transaction, answer) => Some(Waits { transaction, answer }),
-            Request::Close(_) => None,
+            Request::Close(_) | Request::Copy(..) => None,
         }
     }
 
