@@ -127,10 +127,13 @@ impl Lane {
     }
 }
 
+/// Whether an image is there, or why not.
+type Answer = oneshot::Sender<Result<(), String>>;
+
 /// Images that are fetched when the simulation says so.
 #[derive(Default)]
 struct SlowImages {
-    asked: Mutex<Vec<(String, oneshot::Sender<Result<(), String>>)>>,
+    asked: Mutex<Vec<(String, Answer)>>,
 }
 
 impl Images for SlowImages {

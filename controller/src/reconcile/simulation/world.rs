@@ -168,7 +168,7 @@ impl Simulation {
         any
     }
 
-    fn arrived(&mut self, image: String, answer: oneshot::Sender<Result<(), String>>) {
+    fn arrived(&mut self, image: String, answer: Answer) {
         self.say(|| format!("image {image} is there"));
         self.images.insert(image);
         // Nobody may want it any more.
