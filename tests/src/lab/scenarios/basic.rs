@@ -8,18 +8,15 @@ const SET: &str = include_str!("../../../../examples/httpd.yaml");
 const NAME: &str = "statefulset-test";
 
 pub fn smoke(lab: &Lab) -> Result<()> {
-    step("the provisioner bdqn is the directory /srv/berth of the NFS server");
+    step("the provisioner bdqn is the share /srv/berth of the NFS server");
     lab.publish_web()?;
-    for node in lab.nodes() {
-        node.run("mkdir -p /mnt/berth; mountpoint -q /mnt/berth || mount -t nfs nfs:/srv/berth /mnt/berth")?;
-    }
     lab.on(
         "controller",
         "grep -q bdqn /etc/berth/controller.toml || cat >>/etc/berth/controller.toml <<END
 [[provisioner]]
 name = \"bdqn\"
-directory = \"/mnt/berth\"
-shared = true
+server = \"nfs\"
+share = \"/srv/berth\"
 END
 systemctl restart berth-controller",
     )?;
