@@ -43,11 +43,34 @@ impl Kubectl {
 
     /// As [`Kubectl::run`] with arguments as they are.
     pub fn args(&self, args: &[&str]) -> Result<String> {
+        let flags = ["--wait", "--timeout", "--force", "--all", "-l"];
+        if args.starts_with(&["delete", "pod"])
+            && !args.iter().any(|arg| flags.iter().any(|f| arg.starts_with(f)))
+        {
+            return self.delete_pods(args);
+        }
         let out = self.output(args, None)?;
         if !out.ok {
             bail!("kubectl {}: {}{}", args.join(" "), out.stderr.trim(), out.stdout.trim());
         }
         Ok(out.stdout)
+    }
+
+    /// From 1.32 on kubectl waits for a deletion in two steps, and a pod whose successor is there between the two it
+    /// takes for the old one, for ever. Then a look at the pods decides.
+    fn delete_pods(&self, args: &[&str]) -> Result<String> {
+        let bounded: Vec<&str> = args.iter().copied().chain(["--timeout=45s"]).collect();
+        let out = self.output(&bounded, None)?;
+        if out.ok {
+            return Ok(out.stdout);
+        }
+        let mut look: Vec<&str> = vec!["get", "--ignore-not-found", "-o", "jsonpath={..deletionTimestamp}"];
+        look.extend(args.iter().skip(1).filter(|arg| !arg.starts_with("--grace-period")));
+        let old = self.output(&look, None)?;
+        if out.stderr.contains("timed out waiting") && old.ok && old.stdout.is_empty() {
+            return Ok(out.stdout);
+        }
+        bail!("kubectl {}: {}{}", args.join(" "), out.stderr.trim(), out.stdout.trim());
     }
 
     /// `kubectl apply -f -` and the like.

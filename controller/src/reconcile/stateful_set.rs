@@ -534,6 +534,9 @@ impl Update<'_> {
         let Some(stored) = found.filter(|o| *o.meta.uid == *uid) else { return Ok(()) };
         let mut value = stored.value();
         change(&mut value);
+        if value["metadata"]["ownerReferences"].as_array().is_some_and(Vec::is_empty) {
+            object::metadata_mut(&mut value).remove("ownerReferences");
+        }
         let transaction = Transaction::new()
             .unchanged(self.set.key.clone(), self.set.revision)
             .unchanged(stored.key.clone(), stored.revision)
