@@ -375,6 +375,22 @@ impl Simulation {
                 }
             }
         }
+        self.what_waits_for_nothing_goes().await;
+    }
+
+    /// Pods that an earlier set left, on claims that this one does not make: where those are gone, nobody but a
+    /// person can help.
+    async fn what_waits_for_nothing_goes(&mut self) {
+        let set = self.set().unwrap_or_default();
+        let templates = set["spec"]["volumeClaimTemplates"].as_array().cloned().unwrap_or_default();
+        for pod in self.all(PODS) {
+            let made = |claim: &str| {
+                templates.iter().any(|t| claim == format!("{}-{}", object::name(t), pod.key.name))
+            };
+            if claims_of(&pod.value()).any(|claim| !made(&claim)) {
+                self.delete(PODS, &pod.key.name, DeleteOptions::default()).await;
+            }
+        }
     }
 
     fn is_broken_for_good(&self) -> bool {
