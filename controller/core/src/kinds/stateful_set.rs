@@ -280,7 +280,7 @@ fn claim_templates_update(old: &At, new: &At) -> Errors {
     };
     let fixed = |template: &At| {
         let mut spec = template.get("spec").value.clone();
-        if let Some(requests) = spec["resources"]["requests"].as_object_mut() {
+        if let Some(requests) = spec.pointer_mut("/resources/requests").and_then(Value::as_object_mut) {
             requests.remove("storage");
         }
         (spec, persistent_volume_claim::class(template.value).to_owned())
