@@ -24,7 +24,7 @@ use super::events::{EventType, ObjectRef};
 use super::feed::{Seen, follow};
 use super::queue::{Next, Outcome, Queue};
 use super::volumes;
-use crate::objects::{DeleteOptions, key};
+use crate::objects::{DeleteOptions, key, meta};
 use crate::store::{CommitError, Event, EventKind, Key, Object, Revision, Scope, Transaction};
 use prefetch::{Gate, Prefetches, Wanted};
 
@@ -534,9 +534,7 @@ impl Update<'_> {
         let Some(stored) = found.filter(|o| *o.meta.uid == *uid) else { return Ok(()) };
         let mut value = stored.value();
         change(&mut value);
-        if value["metadata"]["ownerReferences"].as_array().is_some_and(Vec::is_empty) {
-            object::metadata_mut(&mut value).remove("ownerReferences");
-        }
+        meta::tidy(&mut value);
         let transaction = Transaction::new()
             .unchanged(self.set.key.clone(), self.set.revision)
             .unchanged(stored.key.clone(), stored.revision)
