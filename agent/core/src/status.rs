@@ -28,6 +28,7 @@ pub fn status(assignment: &Assignment, observed: &Observed, now: Time) -> PodSta
         containers: apps,
         conditions,
         observed_generation: assignment.generation,
+        released: observed.gone && observed.stop.is_none(),
         ..PodStatus::default()
     }
 }

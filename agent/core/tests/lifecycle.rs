@@ -139,7 +139,7 @@ fn a_completed_pod_gives_everything_back_but_its_status() {
     world.exit("b", 0);
     world.settle();
     assert_eq!(world.status().phase, "Succeeded");
-    assert!(world.observed.gone);
+    assert!(world.observed.gone && world.status().released);
     let condition = world.status().conditions.into_iter().find(|c| c.r#type == "Ready").unwrap();
     assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", "PodCompleted"));
 }

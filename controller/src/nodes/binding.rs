@@ -13,7 +13,7 @@ use berth_controller_core::resolve::resources::qos_class;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::holders::{self, Holders};
+use super::holders::Holders;
 use super::world::{self, Name};
 use super::{Nodes, Range, pod_status, records};
 use crate::store::{Key, Scope, Store, Transaction};
@@ -161,7 +161,7 @@ impl<'a> Attempt<'a> {
             address: address.map(|(range, address)| range.with_prefix(address)).unwrap_or_default(),
         };
         let mut record = record.write();
-        record[holders::VOLUMES] = volumes.as_slice().into();
+        record[identity::VOLUMES] = volumes.as_slice().into();
         bind(&mut pod, &node_name, now);
         let mut transaction = std::mem::take(&mut self.transaction)
             .absent(name.record_key())

@@ -6,15 +6,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use berth_controller_core::claims::access::{self, Holder};
-use berth_controller_core::object;
+use berth_controller_core::{identity, object};
 use serde_json::Value;
 
 use super::binding::CLAIMS;
 use super::world::Name;
 use crate::store::{Key, Store};
-
-/// In a record's JSON: names of volumes.
-pub const VOLUMES: &str = "volumes";
 
 /// Volumes and who has them.
 #[derive(Default)]
@@ -25,7 +22,10 @@ pub struct Holders {
 }
 
 impl Holders {
-    pub fn hold(&mut self, name: &Name, node: &str, volumes: Vec<String>) {
+    /// In place of what it had. True: it has less now.
+    pub fn hold(&mut self, name: &Name, node: &str, volumes: Vec<String>) -> bool {
+        let before = self.by_pod.get(name).map_or(0, Vec::len);
+        let less = volumes.len() < before;
         self.release(name);
         for volume in &volumes {
             let holders = self.by_volume.entry(volume.clone()).or_default();
@@ -34,6 +34,7 @@ impl Holders {
         if !volumes.is_empty() {
             self.by_pod.insert(name.clone(), volumes);
         }
+        less
     }
 
     /// True: it had some.
@@ -59,8 +60,8 @@ impl Holders {
 
 /// The volumes that the holder of a record has.
 pub fn volumes_of(store: &Store, name: &Name, record: &Value) -> Vec<String> {
-    if let Some(listed) = record[VOLUMES].as_array() {
-        return listed.iter().filter_map(|volume| volume.as_str().map(str::to_owned)).collect();
+    if let Some(listed) = identity::volumes(record) {
+        return listed.into_iter().map(str::to_owned).collect();
     }
     let Some(pod) = store.get(&name.pod_key()).map(|pod| pod.value()) else { return Vec::new() };
     let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();

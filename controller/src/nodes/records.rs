@@ -8,7 +8,7 @@ use berth_controller_core::object;
 use berth_controller_core::status::Status;
 use serde_json::json;
 
-use super::world::{self, Name};
+use super::world::{self, Held, Name};
 use crate::store::{CommitError, Store, Transaction};
 
 /// Conflicts in a row after which a write is given up (its cause is tried again by the next session).
@@ -74,6 +74,18 @@ pub async fn stopped(store: &Store, name: &Name, from: &Reporter<'_>) -> Result<
         }
     }
     Err(RecordError::Busy(name.clone()))
+}
+
+/// Has a record list no volumes any more: no write of that life can still arrive at them. The name stays held. None:
+/// it lists none.
+pub fn without_volumes(held: &Held) -> Option<Transaction> {
+    let object = held.record_object.as_ref()?;
+    let mut record = object.value();
+    if identity::volumes(&record).is_some_and(|volumes| volumes.is_empty()) {
+        return None;
+    }
+    record[identity::VOLUMES] = json!([]);
+    Some(Transaction::new().unchanged(object.key.clone(), object.revision).put(object.key.clone(), record))
 }
 
 /// A line of a host's inventory: what it means, with the record written or freed as that demands.

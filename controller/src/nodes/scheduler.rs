@@ -256,9 +256,6 @@ impl Scheduler {
         if self.board.world.set_pod(&name.namespace, &name.name, placed) {
             self.due.extend(self.hopeful.iter().cloned());
         }
-        if life.ended {
-            self.board.holders.release(name);
-        }
         let seen = Seen { node: life.node, ended: life.ended, generation: object::generation(pod) };
         self.pods.insert(name.clone(), seen);
     }
@@ -271,12 +268,13 @@ impl Scheduler {
 
     fn record(&mut self, store: &Store, name: &Name, value: Option<&Value>) {
         let record = value.and_then(Record::read);
-        match (value, &record) {
-            (Some(value), Some(record)) => {
-                self.board.holders.hold(name, &record.node, volumes_of(store, name, value));
-            }
-            _ if self.board.holders.release(name) => self.due.extend(self.hopeful.iter().cloned()),
-            _ => {}
+        let holders = &mut self.board.holders;
+        let given_up = match (value, &record) {
+            (Some(value), Some(record)) => holders.hold(name, &record.node, volumes_of(store, name, value)),
+            _ => holders.release(name),
+        };
+        if given_up {
+            self.due.extend(self.hopeful.iter().cloned());
         }
         let address = record.as_ref().and_then(address_of);
         let before = match address {

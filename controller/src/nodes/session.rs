@@ -27,7 +27,7 @@ use super::world::{self, Name};
 use super::{Handle, Nodes, Out, pod_status, usage};
 use crate::reconcile::events::{EventType, ObjectRef, Occurrence};
 use crate::services::Told;
-use crate::store::{CommitError, Key, Store, Transaction};
+use crate::store::{CommitError, Key, Store};
 use crate::tokens;
 
 /// How often each side says that it is there.
@@ -428,17 +428,22 @@ async fn write_status(nodes: &Nodes, node: &str, report: &PodStatus) -> Result<(
     let name = Name::new(&life.namespace, &life.name);
     for _ in 0..32 {
         let held = world::held(store, &name);
-        let (Some(pod), Some(record)) = (held.pod, held.record) else { return Ok(()) };
+        let (Some(pod), Some(record)) = (&held.pod, &held.record) else { return Ok(()) };
         if !record.is(node, &life.uid, life.epoch) || *pod.meta.uid != *life.uid {
             return Ok(());
         }
         let mut value = pod.value();
-        let Some(status) = pod_status::status(&value, report, Timestamp::now()) else { return Ok(()) };
-        if value["status"] == status {
+        let status = pod_status::status(&value, report, Timestamp::now());
+        let status = status.filter(|status| value["status"] != *status);
+        let given_up = if report.released { records::without_volumes(&held) } else { None };
+        if status.is_none() && given_up.is_none() {
             return Ok(());
         }
-        value["status"] = status;
-        let tx = Transaction::new().unchanged(pod.key.clone(), pod.revision).put(pod.key.clone(), value);
+        let mut tx = given_up.unwrap_or_default().unchanged(pod.key.clone(), pod.revision);
+        if let Some(status) = status {
+            value["status"] = status;
+            tx = tx.put(pod.key.clone(), value);
+        }
         match store.commit(tx).await {
             Ok(_) => return Ok(()),
             Err(CommitError::Conflict { .. }) => {}

@@ -212,10 +212,10 @@ pub(super) async fn run(context: Context) {
                 }
             }
         }),
-        // A pod that was removed by force has stopped after all.
+        // A pod that was removed by force has stopped after all, or one that has ended has given up its volumes.
         follow(&store, Scope::all(identity::RESOURCE), |seen| match seen {
             Seen::All(_) => add_deleted_claims(),
-            Seen::Changed(event) if event.kind == EventKind::Deleted => {
+            Seen::Changed(event) if event.kind == EventKind::Deleted || event.previous.is_some() => {
                 let scope = Scope::namespaced(CLAIMS.plural, event.object.key.namespace.as_str());
                 for claim in store.list(&scope).objects.iter().filter(|c| c.meta.deleting) {
                     add_claim(&claim.key.namespace, &claim.key.name);
@@ -252,8 +252,8 @@ fn claims_of(pod: &Value) -> HashSet<String> {
     volumes.filter_map(|v| v["persistentVolumeClaim"]["claimName"].as_str()).map(str::to_owned).collect()
 }
 
-/// Whether a pod has, or may yet need, what is in this claim. One that ended, or is not placed (and cannot
-/// be, on a claim that goes), does not.
+/// Whether a pod has, or may yet need, what is in this claim. One that is not placed (and cannot be, on a claim that
+/// goes) does not, and one that has ended only until its host says that nothing of it can still arrive there.
 ///
 /// A pod whose object was removed by force still runs as far as anybody knows, until its host has said
 /// otherwise; what it has mounted is not known any more. It holds every claim of its namespace.
@@ -272,19 +272,26 @@ fn in_use(store: &Store, claim: &Object) -> bool {
         .list(&Scope::namespaced("pods", claim.key.namespace.as_str()))
         .objects
         .iter()
-        .filter(|pod| mentions(pod, &quoted) && !ended(pod) && !stopped(store, pod))
+        .filter(|pod| mentions(pod, &quoted) && !over(store, pod))
         .any(|pod| {
             let pod = pod.value();
             !pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty() && claims_of(&pod).contains(name)
         })
 }
 
-/// A deleted pod of which nothing is left, and whose object waits for its finalizers: it may wait for this very
-/// claim (the pod owns it, and is deleted in the foreground).
-fn stopped(store: &Store, pod: &Object) -> bool {
+/// Whether a pod needs its volumes no more: it has ended and its host has said that it has given them up, or nothing
+/// of it is left and its object waits for its finalizers (maybe for this very claim, which it owns).
+fn over(store: &Store, pod: &Object) -> bool {
+    let (ended, waits) = (ended(pod), pod.meta.deleting && pod.meta.finalizers);
+    if !ended && !waits {
+        return false;
+    }
     let record = Key::new(identity::RESOURCE, pod.key.namespace.as_str(), pod.key.name.as_str());
-    let held = || store.get(&record).is_some_and(|held| held.value()["uid"].as_str() == Some(&pod.meta.uid));
-    pod.meta.deleting && pod.meta.finalizers && !held()
+    let record = store.get(&record).map(|held| held.value());
+    match record.filter(|record| record["uid"].as_str() == Some(&pod.meta.uid)) {
+        None => true,
+        Some(record) => ended && identity::volumes(&record).is_some_and(|volumes| volumes.is_empty()),
+    }
 }
 
 async fn claim(context: &Context, namespace: &str, name: &str) -> Outcome {

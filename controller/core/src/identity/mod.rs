@@ -22,6 +22,10 @@ mod tests;
 /// The records' place in the store; namespace and name are the pod's.
 pub const RESOURCE: &str = "identities.berth.dev";
 
+/// In a record's JSON: the names of the volumes that its life has. They are written with the binding, and given up when
+/// the host says that no write can still arrive at them, which may be before the name is free.
+pub const VOLUMES: &str = "volumes";
+
 /// Where the epoch counter is: this resource, no namespace, the name `epoch`; `{"last": n}`.
 pub const COUNTERS: &str = "counters.berth.dev";
 
@@ -63,6 +67,11 @@ impl Record {
     pub fn is(&self, node: &str, uid: &str, epoch: u64) -> bool {
         self.node == node && self.uid == uid && self.epoch == epoch
     }
+}
+
+/// The volumes a record lists; None: written by somebody who did not know them.
+pub fn volumes(record: &Value) -> Option<Vec<&str>> {
+    Some(record[VOLUMES].as_array()?.iter().filter_map(Value::as_str).collect())
 }
 
 /// The epoch after `last`. Mixed with the clock (Unix milliseconds) so that a counter restored from a

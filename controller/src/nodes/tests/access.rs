@@ -55,6 +55,53 @@ async fn a_read_write_once_volume_is_on_one_host_until_that_host_says_that_its_p
     assert_eq!(n2.assigned().await.pod.unwrap().name, "elsewhere");
 }
 
+/// What a host says of a pod that has come to its own end.
+fn over(pod: &PodRef, phase: &str, released: bool) -> Up {
+    Up::PodStatus(PodStatus { phase: phase.into(), released, ..running(pod) })
+}
+
+#[tokio::test]
+async fn a_pod_that_has_ended_has_its_volume_until_its_host_says_that_its_last_write_has_arrived() {
+    let controller = Controller::start().await;
+    let (mut n1, mut n2) = (controller.agent("n1").await, controller.agent("n2").await);
+    bound_claim(&controller, "ReadWriteOnce").await;
+    controller.create_pod("job", merged(using("n1"), json!({"restartPolicy": "Never"}))).await;
+    let job = n1.assigned().await.pod.unwrap();
+    n1.say(over(&job, "Succeeded", false)).await;
+    controller
+        .until("it is over", || controller.get("pods", "job").filter(|p| phase(p) == Some("Succeeded")))
+        .await;
+    controller.create_pod("elsewhere", using("n2")).await;
+    refused(&controller, "elsewhere", "is ReadWriteOnce and in use on \"n1\" by pod default/job").await;
+    n1.say(over(&job, "Succeeded", true)).await;
+    assert_eq!(n2.assigned().await.pod.unwrap().name, "elsewhere");
+    assert!(controller.record("job").is_some(), "its name stays held, and its logs are kept");
+}
+
+#[tokio::test]
+async fn a_pod_that_is_being_stopped_has_its_volume_until_it_has_stopped_whatever_its_phase_says() {
+    let controller = Controller::start().await;
+    let (mut n1, mut n2) = (controller.agent("n1").await, controller.agent("n2").await);
+    bound_claim(&controller, "ReadWriteOnce").await;
+    controller.create_pod("first", using("n1")).await;
+    let first = n1.assigned().await.pod.unwrap();
+    controller.delete_pod("first", None).await;
+    n1.say(over(&first, "Failed", false)).await;
+    controller
+        .until("it has ended", || controller.get("pods", "first").filter(|p| phase(p) == Some("Failed")))
+        .await;
+    controller.create_pod("elsewhere", using("n2")).await;
+    refused(&controller, "elsewhere", "by pod default/first").await;
+    n1.stopped(&first).await;
+    assert_eq!(n2.assigned().await.pod.unwrap().name, "elsewhere");
+}
+
+fn merged(mut spec: Value, more: Value) -> Value {
+    let fields = more.as_object().unwrap().clone();
+    spec.as_object_mut().unwrap().extend(fields);
+    spec
+}
+
 #[tokio::test]
 async fn a_read_write_once_pod_volume_is_one_pods() {
     let controller = Controller::start().await;

@@ -153,6 +153,38 @@ fn nfs_claim(name: &str, class: &str) -> Value {
     })
 }
 
+#[tokio::test]
+async fn a_pod_that_has_ended_keeps_its_claim_until_its_last_write_has_arrived() {
+    let world = World::new().await;
+    world.create(SETS, "default", set("web", 1)).await;
+    world.until("web-0 is ready", |w| w.ready() == ["web-0"]).await;
+    let volume = world.get(CLAIMS, "data-web-0")["spec"]["volumeName"].clone();
+    let identity = Key::new("identities.berth.dev", "default", "job");
+    let used = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data-web-0"}}]);
+    let container = json!([{"name": "c", "image": "busybox"}]);
+    let spec = json!({"nodeName": "a", "containers": container, "volumes": used});
+    world.create(PODS, "default", json!({"metadata": {"name": "job"}, "spec": spec})).await;
+    world.until("it runs", |w| w.ready().contains(&"job".to_owned())).await;
+    let mut job = world.get(PODS, "job");
+    job["status"]["phase"] = "Succeeded".into();
+    let uid = object::uid(&job).to_owned();
+    let record =
+        |volumes: Value| json!({"metadata": {}, "uid": uid, "node": "a", "epoch": 1, "volumes": volumes});
+    let store = world.objects.store();
+    let ended = Transaction::new().put(key(PODS, "default", "job"), job);
+    store.commit(ended.put(identity.clone(), record(json!([volume])))).await.unwrap();
+    world.scale("web", 0).await;
+    world.until("only the job is left", |w| w.names(PODS) == ["job"]).await;
+    world.delete(CLAIMS, "data-web-0", None).await;
+    world.rest().await;
+    assert_eq!(world.names(CLAIMS), ["data-web-0"]);
+    store.commit(Transaction::new().put(identity, record(json!([])))).await.unwrap();
+    world
+        .until("claim and volume are gone", |w| w.names(CLAIMS).is_empty() && w.names(VOLUMES).is_empty())
+        .await;
+    assert_eq!(world.hosts.ended.lock().unwrap().len(), 1);
+}
+
 /// The paths on servers of the directories that were ended, and how.
 fn ended(world: &World) -> Vec<(String, End)> {
     let path = |location: &Location| match location {
