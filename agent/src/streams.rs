@@ -1,4 +1,4 @@
-//! Interactive streams: logs and commands, dialled back to the controller on its request.
+//! Interactive streams: logs, commands and what attaches to a container, dialled back to the controller on its request.
 //!
 //! Each has a connection of its own, so that a reader who is slow holds up nothing but itself. A stream ends
 //! with whichever of its ends goes first, and takes its command with it.
@@ -9,7 +9,9 @@ use berth_proto::node_client::NodeClient;
 use berth_proto::stream_down::Message as Down;
 use berth_proto::stream_request::Request;
 use berth_proto::stream_up::Message as Up;
-use berth_proto::{ExecRequest, LogRequest, PodRef, StreamDown, StreamEnd, StreamRequest, StreamUp};
+use berth_proto::{
+    AttachRequest, ExecRequest, LogRequest, PodRef, StreamDown, StreamEnd, StreamRequest, StreamUp,
+};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
@@ -20,7 +22,7 @@ use tonic::Streaming;
 use crate::join::words;
 use crate::logs::{self, LogReader};
 use crate::pods::TargetError;
-use crate::runtime::{Exec, ExecControl, ExecSpec};
+use crate::runtime::{Exec, ExecSpec, ProcessControl};
 use crate::session::Session;
 
 const DIAL: Duration = Duration::from_secs(10);
@@ -53,6 +55,7 @@ pub async fn serve(session: &Session, request: StreamRequest) {
     match request {
         Request::Log(request) => Box::pin(log(session, &pod, &container, &request, up, down)).await,
         Request::Exec(request) => Box::pin(exec(session, &pod, &container, request, up, down)).await,
+        Request::Attach(request) => Box::pin(attach(session, &pod, &container, request, up, down)).await,
     }
 }
 
@@ -122,27 +125,29 @@ async fn log(
     };
     // Says that there is a log, however long it takes until something is in it.
     let _ = up.send(StreamUp { message: Some(Up::Stdout(Vec::new())) }).await;
-    let copying = async {
-        while let Some(chunk) = reader.next().await {
-            match chunk {
-                Ok(data) => {
-                    let message = StreamUp { message: Some(Up::Stdout(data.to_vec())) };
-                    if up.send(message).await.is_err() {
-                        return None;
-                    }
-                }
-                Err(error) => return Some(failed("InternalError", error)),
-            }
-        }
-        Some(StreamEnd::default())
-    };
     let last = tokio::select! {
-        last = copying => last,
+        last = copy_log(&mut reader, &up) => last,
         () = gone(&mut down) => None,
     };
     if let Some(last) = last {
         end(up, down, last).await;
     }
+}
+
+/// Copies a log up, until it ends; None: the controller has gone.
+async fn copy_log(reader: &mut LogReader, up: &UpSender) -> Option<StreamEnd> {
+    while let Some(chunk) = reader.next().await {
+        match chunk {
+            Ok(data) => {
+                let message = StreamUp { message: Some(Up::Stdout(data.to_vec())) };
+                if up.send(message).await.is_err() {
+                    return None;
+                }
+            }
+            Err(error) => return Some(failed("InternalError", error)),
+        }
+    }
+    Some(StreamEnd::default())
 }
 
 /// The controller has nothing to say in a log: what comes is its end.
@@ -196,7 +201,7 @@ async fn exec(
     };
     let last = tokio::select! {
         last = ending => Some(last),
-        () = input(&mut down, stdin, &control) => None,
+        () = input(&mut down, stdin, &control, AtEnd::Close) => None,
     };
     match last {
         Some(last) => end(up, down, last).await,
@@ -204,8 +209,54 @@ async fn exec(
     }
 }
 
+/// Attaches to the container's own process. What it says is read from its log: the one place where all of it goes,
+/// whoever listens; of a terminal that is written as it comes. When whoever attached goes, the container stays.
+async fn attach(
+    session: &Session,
+    pod: &PodRef,
+    container: &str,
+    request: AttachRequest,
+    up: UpSender,
+    mut down: Streaming<StreamDown>,
+) {
+    let target = match session.pods.attach_target(pod, container) {
+        Ok(target) => target,
+        Err(error) => return end(up, down, not_there(&error)).await,
+    };
+    let reader = LogReader::open(logs::LogRequest {
+        path: target.log.path,
+        follow: true,
+        timestamps: false,
+        // The prompt, which the shell has written before anybody could attach.
+        tail_lines: Some(u64::from(target.tty)),
+        since_ns: None,
+        limit_bytes: None,
+        ended: target.log.ended,
+    });
+    let mut reader = match reader.await {
+        Ok(reader) => reader,
+        Err(error) => return end(up, down, failed("InternalError", error)).await,
+    };
+    let stdin = target.stdin.filter(|_| request.stdin);
+    let (stdin, control) = match session.runtime.attach(&target.container_id, stdin.as_deref()).await {
+        Ok(attached) => attached,
+        Err(error) => return end(up, down, failed("InternalError", error)).await,
+    };
+    let once = target.stdin_once && stdin.is_some();
+    let at_end = if once { AtEnd::Close } else { AtEnd::Leave };
+    let last = tokio::select! {
+        last = copy_log(&mut reader, &up) => last,
+        () = input(&mut down, stdin, &control, at_end) => None,
+    };
+    match last {
+        Some(last) => end(up, down, last).await,
+        None if once => close(&control).await,
+        None => {}
+    }
+}
+
 /// Whoever ran the command is gone: as with a terminal that is closed.
-async fn hang_up(control: &ExecControl) {
+async fn hang_up(control: &ProcessControl) {
     let _ = control.kill(nix::libc::SIGHUP).await;
     if tokio::time::timeout(HANG_UP, control.wait()).await.is_err() {
         let _ = control.kill(nix::libc::SIGKILL).await;
@@ -229,12 +280,25 @@ async fn copy(from: Option<pipe::Receiver>, up: &UpSender, wrap: fn(Vec<u8>) -> 
     }
 }
 
+/// What the end of the client's input means for the process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AtEnd {
+    Close,
+    /// Others may attach later.
+    Leave,
+}
+
 /// Passes input on; returns when the controller has gone.
-async fn input(down: &mut Streaming<StreamDown>, stdin: Option<pipe::Sender>, control: &ExecControl) {
+async fn input(
+    down: &mut Streaming<StreamDown>,
+    stdin: Option<pipe::Sender>,
+    control: &ProcessControl,
+    at_end: AtEnd,
+) {
     // Writing may take as long as the command likes, and a resize or the client's end must not wait for it.
     let (feed, fed) = mpsc::channel::<Bytes>(CHUNKS);
     let mut feed = Some(feed);
-    let writing = write_stdin(stdin, fed, control);
+    let writing = write_stdin(stdin, fed, control, at_end);
     let reading = async {
         loop {
             match down.message().await {
@@ -265,7 +329,12 @@ async fn input(down: &mut Streaming<StreamDown>, stdin: Option<pipe::Sender>, co
     }
 }
 
-async fn write_stdin(stdin: Option<pipe::Sender>, mut fed: mpsc::Receiver<Bytes>, control: &ExecControl) {
+async fn write_stdin(
+    stdin: Option<pipe::Sender>,
+    mut fed: mpsc::Receiver<Bytes>,
+    control: &ProcessControl,
+    at_end: AtEnd,
+) {
     let Some(mut stdin) = stdin else { return };
     while let Some(data) = fed.recv().await {
         if stdin.write_all(&data).await.is_err() {
@@ -273,6 +342,12 @@ async fn write_stdin(stdin: Option<pipe::Sender>, mut fed: mpsc::Receiver<Bytes>
         }
     }
     drop(stdin);
+    if at_end == AtEnd::Close {
+        close(control).await;
+    }
+}
+
+async fn close(control: &ProcessControl) {
     if let Err(error) = control.close_stdin().await {
         tracing::debug!(%error, "the end of the input could not be passed on");
     }

@@ -2,7 +2,8 @@
 //! format, rotated. One such process per container, so it is small: the standard library, poll(2), no threads.
 //!
 //! Started by the shim with stdout on descriptor 3, stderr on 4, and 5 to be closed when ready. Arguments:
-//! `<bytes>x<files> <path>` (one parameter of a `binary://` URI).
+//! `<bytes>x<files> <path>` (one parameter of a `binary://` URI). With a `u` behind the number of files, what is said is
+//! written at once and in parts, not line by line: a terminal's prompt is a line without an end.
 //!
 //! It must never block the container: whatever the disk does, the pipes are emptied. What cannot be written is
 //! dropped, and the log says so as soon as it can be written again. It ends when both streams have ended, and
@@ -34,8 +35,8 @@ const REOPEN: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let sizes = arguments.next().and_then(|sizes| parse_sizes(sizes.to_str()?));
-    let (Some((max_size, max_files)), Some(path)) = (sizes, arguments.next()) else {
-        eprintln!("usage: berth-log-writer <bytes>x<files> <path>, as a containerd log binary");
+    let (Some((max_size, max_files, unbuffered)), Some(path)) = (sizes, arguments.next()) else {
+        eprintln!("usage: berth-log-writer <bytes>x<files>[u] <path>, as a containerd log binary");
         return ExitCode::from(2);
     };
     // The end of both streams is the only reason to end: a signal to a whole group or unit must not cut a log.
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
     let streams = [descriptor(3), descriptor(4)];
     // Closed: ready. Only now does the shim go on to make the container.
     drop(descriptor(5));
-    run(streams, &mut log);
+    run(streams, unbuffered, &mut log);
     ExitCode::SUCCESS
 }
 
@@ -59,12 +60,16 @@ fn descriptor(number: i32) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-fn parse_sizes(text: &str) -> Option<(u64, u32)> {
-    let (size, files) = text.split_once('x')?;
-    Some((size.parse().ok()?, files.parse().ok()?))
+fn parse_sizes(text: &str) -> Option<(u64, u32, bool)> {
+    let (sizes, unbuffered) = match text.strip_suffix('u') {
+        Some(sizes) => (sizes, true),
+        None => (text, false),
+    };
+    let (size, files) = sizes.split_once('x')?;
+    Some((size.parse().ok()?, files.parse().ok()?, unbuffered))
 }
 
-fn run(mut streams: [Option<OwnedFd>; 2], log: &mut Log) {
+fn run(mut streams: [Option<OwnedFd>; 2], unbuffered: bool, log: &mut Log) {
     let mut lines = [Lines::new("stdout"), Lines::new("stderr")];
     let mut buffer = vec![0u8; MAX_LINE];
     let mut out = Vec::with_capacity(2 * MAX_LINE);
@@ -75,10 +80,15 @@ fn run(mut streams: [Option<OwnedFd>; 2], log: &mut Log) {
             let Some(stream) = streams[at].as_ref().filter(|_| ready[at]) else { continue };
             match nix::unistd::read(stream.as_fd(), &mut buffer) {
                 Ok(0) => {
-                    lines[at].end(&now, &mut out);
+                    lines[at].flush(&now, &mut out);
                     streams[at] = None;
                 }
-                Ok(n) => lines[at].feed(&buffer[..n], &now, &mut out),
+                Ok(n) => {
+                    lines[at].feed(&buffer[..n], &now, &mut out);
+                    if unbuffered {
+                        lines[at].flush(&now, &mut out);
+                    }
+                }
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
                 Err(_) => streams[at] = None,
             }
@@ -136,8 +146,8 @@ impl Lines {
         }
     }
 
-    /// A last line without its end is a partial one.
-    fn end(&mut self, now: &str, out: &mut Vec<u8>) {
+    /// What has no end yet is a partial line.
+    fn flush(&mut self, now: &str, out: &mut Vec<u8>) {
         if !self.begun.is_empty() {
             line(now, self.name, false, &self.begun, &[], out);
             self.begun.clear();
@@ -318,8 +328,9 @@ mod tests {
 
     #[test]
     fn sizes_come_in_one_word() {
-        assert_eq!(parse_sizes("10485760x5"), Some((10_485_760, 5)));
-        for bad in ["", "x", "1", "1x", "x2", "ax2", "1x2x3"] {
+        assert_eq!(parse_sizes("10485760x5"), Some((10_485_760, 5, false)));
+        assert_eq!(parse_sizes("10x2u"), Some((10, 2, true)));
+        for bad in ["", "x", "1", "1x", "x2", "ax2", "1x2x3", "1x2uu", "u"] {
             assert_eq!(parse_sizes(bad), None, "{bad}");
         }
     }
@@ -377,13 +388,30 @@ mod tests {
             drop(out_write);
             nix::unistd::write(&err_write, b"err\n").unwrap();
         });
-        run([Some(out_read), Some(err_read)], &mut log);
+        run([Some(out_read), Some(err_read)], false, &mut log);
         writer.join().unwrap();
         let mut text = String::new();
         File::open(dir.path().join("0.log")).unwrap().read_to_string(&mut text).unwrap();
         let mut lines: Vec<&str> = text.lines().map(|line| line.split_once(' ').unwrap().1).collect();
         lines.sort_unstable();
         assert_eq!(lines, ["stderr F err", "stdout F out", "stdout P half"]);
+    }
+
+    #[test]
+    fn a_terminals_prompt_does_not_wait_for_the_end_of_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log_in(dir.path(), 1 << 20, 2);
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let writer = std::thread::spawn(move || run([Some(read), None], true, &mut log));
+        let path = dir.path().join("0.log");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        nix::unistd::write(&write, b"hello\n# ").unwrap();
+        while !fs::read_to_string(&path).is_ok_and(|text| text.ends_with(" stdout P # \n")) {
+            assert!(Instant::now() < deadline, "{:?}", fs::read_to_string(&path));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(write);
+        writer.join().unwrap();
     }
 
     proptest! {
@@ -396,7 +424,7 @@ mod tests {
             for chunk in &chunks {
                 lines.feed(chunk, "T", &mut out);
             }
-            lines.end("T", &mut out);
+            lines.flush("T", &mut out);
             let mut back = Vec::new();
             for line in out.split_inclusive(|b| *b == b'\n') {
                 let full = line.starts_with(b"T stdout F ");

@@ -34,7 +34,7 @@ use crate::network::{Attachment, Network};
 use crate::probes::{self, Subject};
 use crate::runtime::{
     ContainerSpec, Image, ImageError, LogTarget, Mount, RegistryCredentials, Resources, Runtime,
-    RuntimeError, Target, TaskState, UserSpec,
+    RuntimeError, Target, TaskState, Terminal, UserSpec,
 };
 use crate::volumes::nfs::Of;
 use crate::volumes::{Volumes, remove_tree};
@@ -104,6 +104,11 @@ pub struct RealHost {
 /// Where a pod's logs are: `<data-dir>/logs/<ns>_<name>_<uid>`.
 pub fn log_directory(data_dir: &Path, pod: &PodRef) -> PathBuf {
     data_dir.join("logs").join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+}
+
+/// The FIFO that leads to the stdin of one instance, where it has one.
+pub fn stdin_path(data_dir: &Path, uid: &str, container: &str, attempt: u32) -> PathBuf {
+    data_dir.join("pods").join(uid).join("stdin").join(format!("{container}-{attempt}"))
 }
 
 /// The log of one instance.
@@ -231,8 +236,12 @@ impl RealHost {
             Step::Remove { container, attempt } => {
                 let id = container::id(uid, container, *attempt);
                 self.insist(|| self.runtime.remove(&id)).await.map_err(fault)?;
-                let file = self.message_file(uid, container, *attempt);
-                let _ = tokio::fs::remove_file(file).await;
+                for file in [
+                    self.message_file(uid, container, *attempt),
+                    stdin_path(&self.data_dir, uid, container, *attempt),
+                ] {
+                    let _ = tokio::fs::remove_file(file).await;
+                }
             }
             Step::Disconnect => self.network.detach(uid).await.map_err(in_words)?,
             Step::RemoveSandbox => self.remove_sandbox(uid).await?,
@@ -308,15 +317,17 @@ impl RealHost {
         let image = image.ok_or_else(|| words("its image has not been looked for"))?;
         let message_file = self.message_file(uid, name, attempt);
         let log = log_path(&self.data_dir, pod, name, attempt);
+        let stdin = spec.stdin.then(|| stdin_path(&self.data_dir, uid, name, attempt));
         off_thread({
-            let (message_file, log) = (message_file.clone(), log.clone());
-            move || prepare_files(&message_file, &log, attempt)
+            let (message_file, log, stdin) = (message_file.clone(), log.clone(), stdin.clone());
+            move || prepare_files(&message_file, &log, stdin.as_deref(), attempt)
         })
         .await?;
+        let terminal = spec.tty.then_some(Terminal { stdin });
         let mounts = self.mounts(uid, assignment, spec, message_file)?;
         let id = container::id(uid, name, attempt);
         let spec = container_spec(pod, assignment, spec, attempt, id, image, mounts, &self.cgroups, log);
-        let spec = ContainerSpec { namespaces: self.network.namespaces(uid), ..spec };
+        let spec = ContainerSpec { namespaces: self.network.namespaces(uid), terminal, ..spec };
         self.insist(|| self.runtime.create(&spec)).await.map_err(fault)
     }
 
@@ -653,6 +664,7 @@ fn container_spec(
         no_new_privileges: security.allow_privilege_escalation == Some(false),
         add_capabilities: security.add_capabilities,
         drop_capabilities: security.drop_capabilities,
+        terminal: None,
         log: LogTarget::new(log),
     }
 }
@@ -708,7 +720,15 @@ fn addresses(subjects: &Subjects) -> Vec<String> {
     addresses.map(|address| address.split('/').next().unwrap_or(address).to_owned()).collect()
 }
 
-fn prepare_files(message_file: &Path, log: &Path, attempt: u32) -> std::io::Result<()> {
+fn prepare_files(message_file: &Path, log: &Path, stdin: Option<&Path>, attempt: u32) -> std::io::Result<()> {
+    if let Some(fifo) = stdin {
+        std::fs::create_dir_all(fifo.parent().unwrap_or(fifo))?;
+        match nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR) {
+            // A former try's.
+            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
     let file = std::fs::File::create(message_file)?;
     file.set_permissions(std::fs::Permissions::from_mode(0o666))?;
     let Some(directory) = log.parent() else { return Ok(()) };

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use berth_agent_core::observed::find;
 use berth_agent_core::{Admission, Fence, Observed};
 use berth_proto::volume_operation::Source as Operand;
 use berth_proto::{
@@ -75,11 +76,26 @@ pub enum OpenError {
     Survey(String),
 }
 
-/// What the agent must know of a pod to attach to one of its containers.
+/// What the agent must know of a pod to run something in one of its containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecTarget {
     /// The container's id in containerd.
     pub container_id: String,
+}
+
+/// What it must know to attach to one.
+#[derive(Clone, Debug)]
+pub struct AttachTarget {
+    /// The container's id in containerd.
+    pub container_id: String,
+    /// Where what it says is written.
+    pub log: LogTarget,
+    /// A FIFO, if it has stdin.
+    pub stdin: Option<PathBuf>,
+    /// The first who attaches to stdin closes it on leaving.
+    pub stdin_once: bool,
+    /// It has a terminal.
+    pub tty: bool,
 }
 
 /// Where the log of a container's instance is.
@@ -369,6 +385,25 @@ impl Pods {
         };
         let container_id = berth_agent_core::container::id(&life.shared.pod.uid, &name, instance.attempt);
         Ok(ExecTarget { container_id })
+    }
+
+    /// The running container to attach to.
+    pub fn attach_target(&self, pod: &PodRef, container: &str) -> Result<AttachTarget, TargetError> {
+        let ExecTarget { container_id } = self.exec_target(pod, container)?;
+        let log = self.log_target(pod, container, false)?;
+        let held = self.inner.held();
+        let (life, name) = held.find(pod, container)?;
+        let view = life.shared.view();
+        let spec = view.assignment.as_deref().and_then(|assignment| find(assignment, &name));
+        let attempt = view.instances.get(&name).map_or(0, |instance| instance.attempt);
+        let fifo = || host::stdin_path(&self.inner.config.data_dir, &pod.uid, &name, attempt);
+        Ok(AttachTarget {
+            container_id,
+            log,
+            stdin: spec.filter(|spec| spec.stdin).map(|_| fifo()),
+            stdin_once: spec.is_some_and(|spec| spec.stdin_once),
+            tty: spec.is_some_and(|spec| spec.tty),
+        })
     }
 
     /// The log of the container's current (or, with `previous`, its previous) instance.

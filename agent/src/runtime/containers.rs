@@ -106,12 +106,16 @@ impl Runtime {
         let snapshotter = &self.inner.config.snapshotter;
         let rootfs =
             prepare_snapshot(&self.inner.client, snapshotter, &spec.id, &spec.image.chain_id).await?;
-        let log = log_uri(&self.inner.config.log_writer, &spec.log);
+        let log = log_uri(&self.inner.config.log_writer, &spec.log, spec.terminal.is_some());
+        let stdin = spec.terminal.as_ref().and_then(|terminal| terminal.stdin.as_ref());
         let request = CreateTaskRequest {
             container_id: spec.id.clone(),
             rootfs,
+            stdin: stdin.map(|path| path.display().to_string()).unwrap_or_default(),
             stdout: log.clone(),
-            stderr: log,
+            // A terminal has one output.
+            stderr: if spec.terminal.is_some() { String::new() } else { log },
+            terminal: spec.terminal.is_some(),
             ..CreateTaskRequest::default()
         };
         call_within("creating the container", SHIM, self.inner.client.tasks().create(request)).await?;
@@ -392,12 +396,13 @@ fn quote(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-/// The log writer with its one parameter: `<bytes>x<files>=<path>`. One only, since containerd hands several over in
-/// random order.
-fn log_uri(writer: &std::path::Path, log: &LogTarget) -> String {
+/// The log writer with its one parameter: `<bytes>x<files>=<path>`, `<bytes>x<files>u=<path>` for what is not to wait for
+/// the end of a line. One only, since containerd hands several over in random order.
+fn log_uri(writer: &std::path::Path, log: &LogTarget, unbuffered: bool) -> String {
     let writer = percent(&writer.display().to_string(), true);
     let path = percent(&log.path.display().to_string(), false);
-    format!("binary://{writer}?{}x{}={path}", log.max_size, log.max_files)
+    let unbuffered = if unbuffered { "u" } else { "" };
+    format!("binary://{writer}?{}x{}{unbuffered}={path}", log.max_size, log.max_files)
 }
 
 fn percent(text: &str, keep_slash: bool) -> String {
@@ -457,8 +462,9 @@ mod tests {
     #[test]
     fn the_log_writer_gets_exactly_one_parameter() {
         let log = LogTarget { path: "/var/log/a b&c=d?/1.log".into(), max_size: 10, max_files: 5 };
-        let uri = log_uri(std::path::Path::new("/usr/lib/berth log"), &log);
-        assert_eq!(uri, "binary:///usr/lib/berth%20log?10x5=%2Fvar%2Flog%2Fa%20b%26c%3Dd%3F%2F1.log");
+        let uri = |unbuffered| log_uri(std::path::Path::new("/usr/lib/berth log"), &log, unbuffered);
+        assert_eq!(uri(false), "binary:///usr/lib/berth%20log?10x5=%2Fvar%2Flog%2Fa%20b%26c%3Dd%3F%2F1.log");
+        assert_eq!(uri(true), "binary:///usr/lib/berth%20log?10x5u=%2Fvar%2Flog%2Fa%20b%26c%3Dd%3F%2F1.log");
     }
 
     #[test]

@@ -27,35 +27,39 @@ const DRAIN: Duration = Duration::from_secs(2);
 const KILLED: Duration = Duration::from_secs(10);
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
-/// A process running in a container. Dropping it does not end the process; [`ExecControl::kill`] does.
+/// A process running in a container. Dropping it does not end the process; [`ProcessControl::kill`] does.
 pub struct Exec {
-    /// Write to it; then [`ExecControl::close_stdin`] after dropping it.
+    /// Write to it; then [`ProcessControl::close_stdin`] after dropping it.
     pub stdin: Option<pipe::Sender>,
     /// Ends when the process and all that inherited it have closed it.
     pub stdout: Option<pipe::Receiver>,
     /// None with a tty.
     pub stderr: Option<pipe::Receiver>,
     /// The rest.
-    pub control: ExecControl,
+    pub control: ProcessControl,
 }
 
-/// The handle on an exec'ed process. Cheap to clone.
+/// The handle on a process: an exec'ed one, or a container's own. Cheap to clone.
 #[derive(Clone)]
-pub struct ExecControl {
+pub struct ProcessControl {
     inner: Arc<Control>,
 }
 
 struct Control {
     runtime: Runtime,
     container: String,
+    /// As containerd has it: empty for the container's own process.
     id: String,
-    exit: watch::Receiver<Option<Exit>>,
+    /// None for the container's own, which others wait for.
+    exit: Option<watch::Receiver<Option<Exit>>>,
 }
 
-impl ExecControl {
+impl ProcessControl {
     /// How the process ended.
     pub async fn wait(&self) -> Result<Exit, RuntimeError> {
-        let mut exit = self.inner.exit.clone();
+        let Some(mut exit) = self.inner.exit.clone() else {
+            return self.inner.runtime.wait(&self.inner.container).await;
+        };
         let ended = exit.wait_for(Option::is_some).await;
         Ok(ended.ok().and_then(|exit| *exit).unwrap_or_else(Exit::lost))
     }
@@ -138,6 +142,22 @@ impl Drop for Fifos {
 }
 
 impl Runtime {
+    /// The container's own process: a way into its stdin, where it has one and still reads from it, and the handle.
+    pub async fn attach(
+        &self,
+        id: &str,
+        stdin: Option<&Path>,
+    ) -> Result<(Option<pipe::Sender>, ProcessControl), RuntimeError> {
+        let inner =
+            Control { runtime: self.clone(), container: id.to_owned(), id: String::new(), exit: None };
+        let control = ProcessControl { inner: Arc::new(inner) };
+        let stdin = match stdin {
+            Some(path) => open_stdin(path, &control).await?,
+            None => None,
+        };
+        Ok((stdin, control))
+    }
+
     /// Starts a process in a running container.
     pub async fn exec(&self, id: &str, spec: ExecSpec) -> Result<Exec, RuntimeError> {
         let exec_id = exec_id();
@@ -176,9 +196,10 @@ impl Runtime {
         let (path, mut output) = fifos.make_output("output")?;
         let spec = ExecSpec { command: command.to_vec(), ..ExecSpec::default() };
         let paths = Paths { stdin: None, stdout: Some(path.clone()), stderr: Some(path) };
-        let deadline = tokio::time::Instant::now() + limits.timeout;
         let control = self.start_process(id, exec_id, &spec, paths).await?;
         drop(fifos);
+        // The command's own time, as with containerd's CRI: a busy host that takes a second to start it is not its fault.
+        let deadline = tokio::time::Instant::now() + limits.timeout;
         let mut kept = Vec::new();
         let mut drained = false;
         let exit = loop {
@@ -207,7 +228,7 @@ impl Runtime {
         exec_id: String,
         spec: &ExecSpec,
         paths: Paths,
-    ) -> Result<ExecControl, RuntimeError> {
+    ) -> Result<ProcessControl, RuntimeError> {
         let mut process = (*self.process(id).await?).clone();
         process.set_args(Some(spec.command.clone()));
         process.set_terminal(Some(spec.tty));
@@ -246,8 +267,9 @@ impl Runtime {
             sender.send_replace(Some(exit));
             runtime.forget_process(&container, &waited).await;
         });
-        let inner = Control { runtime: self.clone(), container: id.to_owned(), id: exec_id, exit };
-        Ok(ExecControl { inner: Arc::new(inner) })
+        let inner =
+            Control { runtime: self.clone(), container: id.to_owned(), id: exec_id, exit: Some(exit) };
+        Ok(ProcessControl { inner: Arc::new(inner) })
     }
 
     async fn forget_process(&self, id: &str, exec_id: &str) {
@@ -271,13 +293,13 @@ fn exec_id() -> String {
 
 /// For writing only, so that a process that closes its end is noticed; that takes a reader, which the shim is about to
 /// be. None: it has ended before.
-async fn open_stdin(path: &Path, control: &ExecControl) -> Result<Option<pipe::Sender>, RuntimeError> {
+async fn open_stdin(path: &Path, control: &ProcessControl) -> Result<Option<pipe::Sender>, RuntimeError> {
     let mut pause = Duration::from_micros(200);
     for _ in 0..14 {
         match pipe::OpenOptions::new().open_sender(path) {
             Ok(sender) => return Ok(Some(sender)),
             Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => {
-                if control.inner.exit.borrow().is_some() {
+                if control.inner.exit.as_ref().is_some_and(|exit| exit.borrow().is_some()) {
                     return Ok(None);
                 }
                 tokio::time::sleep(pause).await;

@@ -23,14 +23,14 @@ use std::{
 
 use client::Client;
 pub use error::{ImageError, RuntimeError};
-pub use exec::{Exec, ExecControl};
+pub use exec::{Exec, ProcessControl};
 pub use images::Accounts;
 use images::Images;
 use oci_spec::runtime::Process;
 use tokio::sync::watch;
 pub use types::{
     CaptureLimits, Captured, ContainerInfo, ContainerSpec, ExecSpec, Exit, Image, ImageProcess, LogTarget,
-    Mount, RegistryCredentials, Resources, RuntimeConfig, Target, TaskState, UserSpec,
+    Mount, RegistryCredentials, Resources, RuntimeConfig, Target, TaskState, Terminal, UserSpec,
 };
 
 /// Whether containerd answers.

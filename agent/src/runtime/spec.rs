@@ -103,7 +103,7 @@ fn process(spec: &ContainerSpec, host: &Host, identity: &Identity) -> Result<Pro
         // Always set: otherwise containerd's own, often -999, would be inherited.
         let oom_score_adj = host.permitted_oom_score_adj(spec.oom_score_adj.unwrap_or(0));
         let mut process = ProcessBuilder::default()
-            .terminal(false)
+            .terminal(spec.terminal.is_some())
             .user(user)
             .args(args)
             .env(environment(spec, &identity.home))
@@ -138,6 +138,9 @@ fn arguments(spec: &ContainerSpec) -> Result<Vec<String>, RuntimeError> {
 /// The image's, with the pod's over it; the first place a name has is kept.
 fn environment(spec: &ContainerSpec, home: &str) -> Vec<String> {
     let mut env = vec![PATH.to_owned(), format!("HOME={home}")];
+    if spec.terminal.is_some() {
+        env.push("TERM=xterm".to_owned());
+    }
     let mut set = |name: &str, line: String| match env
         .iter()
         .position(|one| one.split_once('=').is_some_and(|(have, _)| have == name))
@@ -360,6 +363,7 @@ pub(crate) mod tests {
             no_new_privileges: false,
             add_capabilities: vec![],
             drop_capabilities: vec![],
+            terminal: None,
             log: LogTarget::new("/log"),
         }
     }

@@ -152,8 +152,18 @@ pub struct ContainerSpec {
     pub add_capabilities: Vec<String>,
     /// As above.
     pub drop_capabilities: Vec<String>,
+    /// Its process has a terminal instead of pipes.
+    pub terminal: Option<Terminal>,
     /// Where its output goes.
     pub log: LogTarget,
+}
+
+/// The terminal of a container's own process. What it says is logged as it comes, not line by line: whoever
+/// attaches reads it from the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Terminal {
+    /// Where its input comes from: a FIFO that is there. None: it has no input.
+    pub stdin: Option<PathBuf>,
 }
 
 /// Who a container runs as; `None`: as the image says.

@@ -323,6 +323,7 @@ impl Pod<'_> {
             no_new_privileges: false,
             add_capabilities: vec![],
             drop_capabilities: vec![],
+            terminal: None,
             log: LogTarget::new(self.host.dir.path().join(format!("logs/{id}.log"))),
             id,
         }

@@ -1,14 +1,15 @@
 //! `make demo`: one host, end to end, before the user's eyes, on a cluster that stays for playing with.
 //! `make demo-down` removes every trace.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use berth_tests::cluster::{self, Cluster};
-use berth_tests::kubectl;
+use berth_tests::kubectl::{self, Kubectl};
 use berth_tests::{image, tools, wait};
 use clap::{Parser, Subcommand};
 
@@ -26,6 +27,9 @@ enum Sub {
     /// Removes the cluster and all that belongs to it.
     Down,
 }
+
+/// What kubectl has been told must have reached a watch within this.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const MANIFEST: &str = include_str!("../../../examples/redis.yaml");
 
@@ -60,6 +64,50 @@ fn up(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// `kubectl get pods -w`, which runs beside the steps and tells the order in which things happened.
+struct Watch {
+    child: Child,
+    file: PathBuf,
+}
+
+impl Watch {
+    fn start(kubectl: &Kubectl, file: &Path) -> Result<Watch> {
+        let file = file.to_owned();
+        let args = ["get", "pods", "-w", "--output-watch-events", "--no-headers"];
+        let out = File::create(&file)?;
+        let child = kubectl.command().args(args).stdin(Stdio::null()).stdout(out).spawn()?;
+        let watch = Watch { child, file };
+        wait::until_true("the pods that are there", PATIENCE, || Ok(!watch.said("ADDED").is_empty()))?;
+        Ok(watch)
+    }
+
+    /// The pods of which this was said, in order.
+    fn said(&self, event: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let mut lines = text.lines().map(words).collect::<Vec<_>>();
+        lines.retain(|line| line.len() > 1 && line[0] == event);
+        lines.into_iter().map(|mut line| line.swap_remove(1)).collect()
+    }
+
+    /// Shows that this happened to these pods, in this order and no other.
+    fn pods(&self, event: &str, order: &[&str]) -> Result<()> {
+        let wanted =
+            |said: &[String]| said.ends_with(&order.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let seen = wait::until_true(event, PATIENCE, || Ok(wanted(&self.said(event))));
+        println!("  {} in this order: {}", event.to_lowercase(), self.said(event).join(" "));
+        seen.with_context(|| format!("the order should end with {order:?}"))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // It ends with the demo; one that has ended needs no end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 struct Demo {
     cluster: Option<Cluster>,
     step: usize,
@@ -85,7 +133,7 @@ impl Demo {
         std::fs::write(&file, MANIFEST)?;
         let start = Instant::now();
         self.show(&format!("apply -f {}", file.display()))?;
-        self.show("rollout status statefulset/redis --timeout=90s")?;
+        self.show("rollout status statefulset/redis --timeout=110s")?;
         took(start);
         self.show("get pods,pvc -o wide")?;
         let ready = self
@@ -117,7 +165,7 @@ impl Demo {
         wait::until_true("a new redis-0", Duration::from_secs(30), || {
             Ok(kubectl.run("get pod redis-0 -o jsonpath={.metadata.uid}").is_ok_and(|uid| uid != before.0))
         })?;
-        self.show("wait --for=condition=Ready pod/redis-0 --timeout=60s")?;
+        self.show("wait --for=condition=Ready pod/redis-0 --timeout=110s")?;
         let value = self.show("exec redis-0 -- redis-cli get ship")?;
         took(start);
         let after = self.kubectl()?.field("pod redis-0", claim)?;
@@ -137,11 +185,11 @@ impl Demo {
             "docker.io/library/redis:7-next",
         ])?;
         self.show("set image statefulset/redis redis=redis:7-next")?;
-        self.show("rollout status statefulset/redis --timeout=90s")?;
+        self.show("rollout status statefulset/redis --timeout=110s")?;
         self.show("rollout history statefulset/redis")?;
         self.images("redis:7-next")?;
         self.show("rollout undo statefulset/redis")?;
-        self.show("rollout status statefulset/redis --timeout=90s")?;
+        self.show("rollout status statefulset/redis --timeout=110s")?;
         self.images("redis:7")?;
         let value = self.show("exec redis-0 -- redis-cli get ship")?;
         took(start);
@@ -150,16 +198,19 @@ impl Demo {
         }
 
         self.title("Scaling up in order, down from the highest; claims stay");
+        let seen = Watch::start(self.kubectl()?, &dir.join("watch"))?;
         let start = Instant::now();
         self.show("scale statefulset redis --replicas=4")?;
-        self.show("rollout status statefulset/redis --timeout=90s")?;
+        self.show("rollout status statefulset/redis --timeout=110s")?;
         self.show("get pods")?;
         took(start);
         let start = Instant::now();
         self.show("scale statefulset redis --replicas=1")?;
-        self.show("wait --for=delete pod/redis-1 pod/redis-2 pod/redis-3 --timeout=60s")?;
+        self.show("wait --for=delete pod/redis-1 pod/redis-2 pod/redis-3 --timeout=110s")?;
         self.show("get pods,pvc")?;
         took(start);
+        seen.pods("ADDED", &["redis-2", "redis-3"])?;
+        seen.pods("DELETED", &["redis-3", "redis-2", "redis-1"])?;
         let claims = self.kubectl()?.run("get pvc -o name")?;
         if claims.lines().count() != 4 {
             bail!("four claims should be left:\n{claims}");
@@ -200,7 +251,7 @@ impl Demo {
         host.import(&archive)
     }
 
-    fn kubectl(&self) -> Result<&kubectl::Kubectl> {
+    fn kubectl(&self) -> Result<&Kubectl> {
         Ok(&self.cluster.as_ref().context("no cluster")?.kubectl)
     }
 

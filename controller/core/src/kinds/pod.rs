@@ -20,6 +20,7 @@ pub static POD: Kind = Kind {
         Subresource::Status,
         Subresource::Connect("eviction"),
         Subresource::Connect("exec"),
+        Subresource::Connect("attach"),
         Subresource::Connect("log"),
     ],
     has_status: true,

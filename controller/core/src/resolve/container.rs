@@ -58,6 +58,7 @@ pub(super) fn container(container: &Value, subject: &Subject, sources: &Sources)
         config_error,
         stdin: container["stdin"] == true,
         tty: container["tty"] == true,
+        stdin_once: container["stdinOnce"] == true,
     }
 }
 

@@ -1,4 +1,4 @@
-//! `pods/exec`: a command in a container, over Kubernetes' WebSocket protocols.
+//! `pods/exec` and `pods/attach`: a command in a container, or its own process, over Kubernetes' WebSocket protocols.
 
 use axum::extract::FromRequestParts;
 use axum::extract::ws::WebSocketUpgrade;
@@ -9,7 +9,7 @@ use berth_controller_core::status::Status;
 use berth_proto::stream_down::Message as Down;
 use berth_proto::stream_request::Request;
 use berth_proto::stream_up::Message as Up;
-use berth_proto::{ExecRequest, Resize, StreamDown, StreamEnd};
+use berth_proto::{AttachRequest, ExecRequest, Resize, StreamDown, StreamEnd};
 use tokio::sync::mpsc;
 
 use super::{AgentStream, failure, target};
@@ -17,15 +17,54 @@ use crate::api::remote_command::{self, Input, Output, Session};
 use crate::api::{Connection, Query};
 use crate::nodes::Nodes;
 
-/// Serves one request.
-pub async fn serve(nodes: Nodes, connection: Connection) -> Result<Response, Status> {
+/// Serves one request for `exec`.
+pub async fn exec(nodes: Nodes, connection: Connection) -> Result<Response, Status> {
+    let command: Vec<String> = connection.query.all("command").into_iter().map(str::to_owned).collect();
+    if command.is_empty() {
+        let error = FieldError::required(&Path::new("command"), "");
+        return Err(Status::invalid("PodExecOptions", "", "", &[error]));
+    }
+    let Streams { stdin, stdout, stderr, tty } = Streams::asked_for(&connection.query)?;
+    let request = ExecRequest { command, stdin, stdout, stderr, tty };
+    serve(nodes, connection, "exec into", Request::Exec(request)).await
+}
+
+/// Serves one request for `attach`.
+pub async fn attach(nodes: Nodes, connection: Connection) -> Result<Response, Status> {
+    let Streams { stdin, .. } = Streams::asked_for(&connection.query)?;
+    serve(nodes, connection, "attach to", Request::Attach(AttachRequest { stdin })).await
+}
+
+/// What `PodExecOptions` and `PodAttachOptions` have in common.
+struct Streams {
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    tty: bool,
+}
+
+impl Streams {
+    fn asked_for(query: &Query) -> Result<Streams, Status> {
+        let [stdin, stdout, stderr, tty] = ["stdin", "stdout", "stderr", "tty"].map(|name| query.flag(name));
+        if !(stdin || stdout || stderr) {
+            return Err(Status::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
+        }
+        Ok(Streams { stdin, stdout, stderr, tty })
+    }
+}
+
+async fn serve(
+    nodes: Nodes,
+    connection: Connection,
+    doing: &str,
+    request: Request,
+) -> Result<Response, Status> {
     let pod = connection.object.value();
     let container = target::container(&pod, connection.query.get("container"))?;
-    let request = request(&connection.query)?;
     let name = object::name(&pod);
     if let Some(phase @ ("Succeeded" | "Failed")) = pod["status"]["phase"].as_str() {
         return Err(Status::bad_request(format!(
-            "cannot exec into a container in a completed pod; current phase is {phase}"
+            "cannot {doing} a container in a completed pod; current phase is {phase}"
         )));
     }
     let Some((node, life)) = nodes.life_of(&pod) else {
@@ -37,28 +76,8 @@ pub async fn serve(nodes: Nodes, connection: Connection) -> Result<Response, Sta
             "unable to upgrade: this server speaks remote commands over WebSocket only ({e})"
         ))
     })?;
-    let stream = nodes.open_stream(&node, life, &container, Request::Exec(request)).await?;
+    let stream = nodes.open_stream(&node, life, &container, request).await?;
     remote_command::upgrade(upgrade, move |session| join(session, stream))
-}
-
-/// `PodExecOptions` out of the query.
-fn request(query: &Query) -> Result<ExecRequest, Status> {
-    let command: Vec<String> = query.all("command").into_iter().map(str::to_owned).collect();
-    if command.is_empty() {
-        let error = FieldError::required(&Path::new("command"), "");
-        return Err(Status::invalid("PodExecOptions", "", "", &[error]));
-    }
-    let request = ExecRequest {
-        command,
-        stdin: query.flag("stdin"),
-        stdout: query.flag("stdout"),
-        stderr: query.flag("stderr"),
-        tty: query.flag("tty"),
-    };
-    if !(request.stdin || request.stdout || request.stderr) {
-        return Err(Status::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
-    }
-    Ok(request)
 }
 
 /// Joins the client's end and the agent's until one of them ends.

@@ -84,15 +84,18 @@ impl Nodes {
 }
 
 impl Nodes {
-    /// The handlers of `pods/log` and `pods/exec`, for the API's registry.
+    /// The handlers of `pods/log`, `pods/exec` and `pods/attach`, for the API's registry.
     pub fn connects(&self) -> Vec<Connect> {
-        let (logs, execs) = (self.clone(), self.clone());
+        let (logs, execs, attaches) = (self.clone(), self.clone(), self.clone());
         vec![
             Connect::new("pods", "log", "Pod", &["get"], move |connection| {
                 log::serve(logs.clone(), connection)
             }),
             Connect::new("pods", "exec", "PodExecOptions", &["create", "get"], move |connection| {
-                exec::serve(execs.clone(), connection)
+                exec::exec(execs.clone(), connection)
+            }),
+            Connect::new("pods", "attach", "PodAttachOptions", &["create", "get"], move |connection| {
+                exec::attach(attaches.clone(), connection)
             }),
         ]
     }

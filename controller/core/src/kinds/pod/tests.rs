@@ -231,7 +231,6 @@ fn what_berth_does_not_implement_is_refused_with_its_path() {
     }
     let c = "spec.containers[0]";
     for (fields, path) in [
-        (json!({"stdin": true}), "stdin"),
         (
             json!({"volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": "b"}]}),
             "volumeMounts[0].subPath",
@@ -247,6 +246,14 @@ fn what_berth_does_not_implement_is_refused_with_its_path() {
         let errors = container_errors(fields);
         assert_eq!(errors[0], format!("{c}.{path}: Forbidden: not supported by Berth yet"), "{errors:?}");
     }
+    assert_eq!(
+        container_errors(json!({"stdin": true})),
+        [format!("{c}.stdin: Forbidden: not supported by Berth yet unless tty is true")]
+    );
+    assert_eq!(
+        container_errors(json!({"stdin": true, "stdinOnce": true, "tty": true})),
+        Vec::<String>::new()
+    );
 }
 
 #[test]

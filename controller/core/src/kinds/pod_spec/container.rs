@@ -32,6 +32,9 @@ const SUPPORTED: &[&str] = &[
     "terminationMessagePath",
     "terminationMessagePolicy",
     "securityContext",
+    "stdin",
+    "stdinOnce",
+    "tty",
 ];
 
 const SUPPORTED_SECURITY: &[&str] = &[
@@ -125,6 +128,10 @@ fn common(container: &At, volumes: &BTreeSet<&str>) -> Errors {
     errors.extend(one_of(&container.get("imagePullPolicy"), &["Always", "IfNotPresent", "Never"]));
     errors.extend(resources(&container.get("resources")));
     errors.extend(security_context(&container.get("securityContext")));
+    let stdin = container.get("stdin");
+    if stdin.is_true() && !container.get("tty").is_true() {
+        errors.push(stdin.forbidden("not supported by Berth yet unless tty is true"));
+    }
     errors
 }
 
