@@ -17,13 +17,14 @@ use base64::Engine as _;
 use berth_proto::node_client::NodeClient;
 use berth_proto::{JoinRequest, JoinResponse, RenewRequest};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::pki_types::{CertificateDer, ServerName};
 use sha2::{Digest as _, Sha256};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+use crate::tls::{self, Shown};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -291,18 +292,15 @@ fn request(key: &KeyPair, node: &str) -> Result<String, JoinError> {
 /// The controller's authority, taken from its handshake and known by its hash. Nothing is said beyond the
 /// handshake.
 fn authority(controller: &str, pin: &str) -> io::Result<CertificateDer<'static>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let pinned = Arc::new(Pinned {
-        pin: pin.to_ascii_lowercase(),
-        provider: provider.clone(),
-        found: Mutex::new(None),
-    });
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(pinned.clone())
-        .with_no_client_auth();
+    let pin = pin.to_ascii_lowercase();
+    let found = Arc::new(Mutex::new(None));
+    let keep = found.clone();
+    let accepted = move |shown: &Shown<'_>| {
+        let authority = pinned(&pin, shown)?;
+        *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(authority);
+        Ok(())
+    };
+    let mut config = tls::client(accepted).map_err(io::Error::other)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     let host = controller.rsplit_once(':').map_or(controller, |(host, _)| host);
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(io::Error::other)?;
@@ -317,7 +315,7 @@ fn authority(controller: &str, pin: &str) -> io::Result<CertificateDer<'static>>
                 while connection.is_handshaking() {
                     connection.complete_io(&mut stream)?;
                 }
-                let found = pinned.found.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let found = found.lock().unwrap_or_else(PoisonError::into_inner).take();
                 return found.ok_or_else(|| io::Error::other("it has shown no certificate"));
             }
             Err(e) => last = e,
@@ -326,60 +324,21 @@ fn authority(controller: &str, pin: &str) -> io::Result<CertificateDer<'static>>
     Err(last)
 }
 
-/// Accepts a server whose chain contains the authority with this hash, and is in order under it.
-#[derive(Debug)]
-struct Pinned {
-    pin: String,
-    provider: Arc<CryptoProvider>,
-    found: Mutex<Option<CertificateDer<'static>>>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let hash = |der: &CertificateDer<'_>| -> String {
-            Sha256::digest(der).iter().map(|b| format!("{b:02x}")).collect()
-        };
-        let authority = intermediates.iter().find(|der| hash(der) == self.pin).ok_or_else(|| {
-            rustls::Error::General("it is not the controller that the token was made by".to_owned())
-        })?;
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.clone().into_owned())?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
-            .build()
-            .map_err(|e| rustls::Error::General(e.to_string()))?;
-        let verified = verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)?;
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(authority.clone().into_owned());
-        Ok(verified)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+/// The authority with this hash out of what a server shows, if what it shows is in order under it.
+fn pinned(pin: &str, shown: &Shown<'_>) -> Result<CertificateDer<'static>, rustls::Error> {
+    let hash = |der: &CertificateDer<'_>| -> String {
+        Sha256::digest(der).iter().map(|b| format!("{b:02x}")).collect()
+    };
+    let authority = shown.intermediates.iter().find(|der| hash(der) == pin).ok_or_else(|| {
+        rustls::Error::General("it is not the controller that the token was made by".to_owned())
+    })?;
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone().into_owned())?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), shown.provider.clone())
+        .build()
+        .map_err(|e| rustls::Error::General(e.to_string()))?;
+    verifier.verify_server_cert(shown.certificate, &[], shown.name, &[], shown.now)?;
+    Ok(authority.clone().into_owned())
 }
 
 fn pem(der: &CertificateDer<'_>) -> String {

@@ -19,5 +19,6 @@ pub mod runtime;
 pub mod session;
 pub mod state;
 pub mod streams;
+mod tls;
 pub mod volumes;
 pub mod waiting;
