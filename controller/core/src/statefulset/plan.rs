@@ -131,7 +131,7 @@ pub fn plan(set: &Set, pods: &[Pod], claims: &[Claim], revisions: &[Revision], n
     let mut revisions = revision::resolve(set, &members, revisions);
     actions.append(&mut revisions.actions);
     let counts = Counts::of(set, &members, &revisions, now);
-    let mut progress = progress::judge(set, &members, &revisions, None, now);
+    let mut progress = progress::judge(set, &members, &revisions, &[], now);
     let carry_on = |progress: &Progress| {
         let mut planner = Planner {
             set,
@@ -154,14 +154,16 @@ pub fn plan(set: &Set, pods: &[Pod], claims: &[Claim], revisions: &[Revision], n
     };
     let (mut steps, mut after) = carry_on(&progress);
     // Only now is it known whether a pod could make way; if that has taken too long, all is decided again.
-    let held = steps.iter().find_map(|a| match a {
+    let waits = |a: &Action| match a {
         Action::ReplacePod { name, revision, .. } if *revision == revisions.update.revision => {
             Some(name.clone())
         }
         _ => None,
-    });
-    if let Some(held) = held.filter(|_| !progress.rejected) {
-        progress = progress::judge(set, &members, &revisions, Some(&held), now);
+    };
+    let held: Vec<String> = steps.iter().filter_map(waits).collect();
+    if !held.is_empty() && !progress.rejected {
+        let held: Vec<&str> = held.iter().map(String::as_str).collect();
+        progress = progress::judge(set, &members, &revisions, &held, now);
         if progress.rejected {
             (steps, after) = carry_on(&progress);
         }

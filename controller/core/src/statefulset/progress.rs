@@ -16,6 +16,9 @@
 //! lost its readiness), and an outdated pod that could make way that long, but whose successor's images
 //! cannot be had. Other waiting (for a stopping pod, for an unhealthy pod of another revision) is not the
 //! new revision's fault.
+//!
+//! With OnDelete the same is said, of the pods that somebody has deleted and of those that come back. Nothing returns
+//! by itself there: who deletes pods decides, and no time is too long for that.
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -60,12 +63,12 @@ impl<'a> Said<'a> {
     }
 }
 
-/// Judges the roll-out. `held`: an outdated pod that could make way now and has not yet.
+/// Judges the roll-out. `held`: the outdated pods that could make way now and have not yet.
 pub(super) fn judge(
     set: &Set,
     members: &[&Pod],
     revisions: &Revisions,
-    held: Option<&str>,
+    held: &[&str],
     now: Timestamp,
 ) -> Progress {
     let said = Said::of(set, revisions);
@@ -76,13 +79,15 @@ pub(super) fn judge(
         conditions: Vec::new(),
         events: Vec::new(),
     };
-    if progress.rejected {
+    // Of a set that goes nothing is rolled out any more.
+    if progress.rejected || set.deleting {
         progress.conditions.extend(said.progressing.into_iter().chain(said.rejected).cloned());
         return progress;
     }
-    let (Some(deadline), Strategy::RollingUpdate { partition, .. }) = (set.progress_deadline, set.strategy)
-    else {
-        return progress;
+    let Some(deadline) = set.progress_deadline else { return progress };
+    let (partition, rolls) = match set.strategy {
+        Strategy::RollingUpdate { partition, .. } => (partition, true),
+        Strategy::OnDelete => (0, false),
     };
     let update = &revisions.update.revision;
     let in_scope = || {
@@ -119,19 +124,26 @@ pub(super) fn judge(
         }
     }
     let unready = fault.is_some();
-    let rolling_out = format!("{updated} pods are of revision {update}, {available} of them available");
+    let mut rolling_out = format!("{updated} pods are of revision {update}, {available} of them available");
+    if !rolls {
+        rolling_out += "; the others are updated when somebody deletes them";
+    }
     let stored = said.progressing;
-    if let Some(pod) = held.filter(|_| !unready) {
-        let why = set.held.get(pod).map_or("its images are not on its host yet", String::as_str);
-        let message = format!("pod {pod} could not make way for revision {update} in {deadline} s: {why}");
-        // Since the last step; once it was found late, it is until this pod makes way.
+    // Once one was found late, it is until this pod makes way, whoever waits beside it.
+    let names = |pod: &str| {
+        let waits = format!("pod {pod} could not make way");
+        stored.and_then(|c| c["message"].as_str()).is_some_and(|m| m.starts_with(&waits))
+    };
+    let found = held.iter().find(|pod| names(pod));
+    if let Some(pod) = found.or(held.first()).filter(|_| !unready) {
+        let why = set.held.get(*pod).map_or("its images are not on its host yet", String::as_str);
+        // Since the last step.
         let since = stored
             .filter(|c| c["message"] == *rolling_out)
             .and_then(|c| c["lastTransitionTime"].as_str()?.parse().ok());
-        let waits = format!("pod {pod} could not make way");
-        let found = stored.and_then(|c| c["message"].as_str()).is_some_and(|m| m.starts_with(&waits));
-        if found || is_late(since.unwrap_or(now)) {
-            fault = Some(message);
+        if found.is_some() || is_late(since.unwrap_or(now)) {
+            fault =
+                Some(format!("pod {pod} could not make way for revision {update} in {deadline} s: {why}"));
         }
     }
     let Some(fault) = fault else {
@@ -142,13 +154,13 @@ pub(super) fn judge(
     let current = &revisions.current;
     let can_return = current.was_ready && current.revision != *update;
     let mut message = fault.clone();
-    if set.auto_rollback && can_return {
+    if set.auto_rollback && rolls && can_return {
         progress.rejected = true;
         message =
             format!("{fault}; revision {update} is rejected and its pods return to {}", current.revision);
         progress.say(&said, REJECTED, true, EXCEEDED, message.clone(), now);
         progress.tell("RevisionRejected", &message);
-    } else if set.auto_rollback {
+    } else if set.auto_rollback && rolls {
         message =
             format!("{fault}; there is no revision to return to, since none was ever Ready in all its pods");
     }

@@ -34,11 +34,6 @@ impl World {
         self.reconcile(None);
     }
 
-    fn retention(&mut self, when_deleted: &str, when_scaled: &str) {
-        self.set["spec"]["persistentVolumeClaimRetentionPolicy"] =
-            json!({"whenDeleted": when_deleted, "whenScaled": when_scaled});
-    }
-
     fn owner(&self, claim: &str) -> Option<(&str, &str)> {
         let owner = object::controller_ref(&self.claims[claim])?;
         Some((owner["kind"].as_str()?, owner["name"].as_str()?))
@@ -71,7 +66,7 @@ fn a_roll_out_is_told_while_it_lasts_and_when_it_is_done() {
 fn a_pod_that_is_not_ready_in_time_stops_the_roll_out_and_time_alone_tells() {
     let mut world = World::asking(2, false);
     world.breaks();
-    assert_eq!(world.plan().2.wake_at, Some(world.now + SignedDuration::from_secs(60)));
+    assert_eq!(world.plan().wake_at, Some(world.now + SignedDuration::from_secs(60)));
     world.take(&Step::Passes(59));
     world.reconcile(None);
     assert_eq!((world.progressing()[0].as_str(), &world.told[..]), ("True", &[][..]));
@@ -142,6 +137,93 @@ fn without_a_revision_that_was_ready_there_is_no_way_back() {
     assert_eq!(world.images(), ["v5"]);
 }
 
+/// Only what works is spared: what is broken already, of whatever revision, is replaced (or made again) as ever.
+#[test]
+fn a_roll_out_that_has_stopped_still_frees_what_is_broken() {
+    let mut world = World::asking(4, false);
+    world.template(4);
+    world.settle();
+    assert_eq!(world.images(), ["v0", "v0", "v0", "v4"], "web-3 was late, and nobody follows it");
+    assert_eq!(world.progressing(), ["False", "ProgressDeadlineExceeded"]);
+    assert_eq!(world.replaced(), [""; 0]);
+    // Of the old revision, and it will not be made again before web-0 is Ready.
+    world.take(&Step::Ends(2));
+    world.condition("web-0", false);
+    assert_eq!(world.replaced(), ["web-2"]);
+    world.reconcile(None);
+    world.stopped("web-2");
+    assert_eq!(world.replaced(), [""; 0], "web-0 runs, and may recover");
+    world.condition("web-0", true);
+    world.reconcile(None);
+    assert_eq!(world.image("web-2"), "v4", "who comes back is of the new revision, as above any partition");
+}
+
+/// The claim of a set that goes is that of its pods; nothing is put at risk any more.
+#[test]
+fn a_set_that_goes_gives_no_revision_up() {
+    let mut world = World::asking(2, true);
+    world.breaks();
+    world.take(&Step::PersonDeletesSet);
+    world.take(&Step::Passes(1000));
+    world.reconcile(None);
+    assert_eq!(world.progressing(), ["True", "RollingOut"], "as it was");
+    assert_eq!((world.rejected(), &world.told[..]), (None, &[][..]));
+}
+
+/// `kubectl wait --for=condition=Progressing` works with either strategy; but who deletes the pods decides when, and
+/// what becomes of them.
+#[test]
+fn on_delete_the_pods_that_came_back_have_a_deadline_and_those_that_wait_for_a_person_have_none() {
+    let mut world = World::asking(2, true);
+    world.take(&Step::OnDelete);
+    world.template(4);
+    world.take(&Step::Passes(1000));
+    world.reconcile(None);
+    world.take(&Step::Passes(1000));
+    world.reconcile(None);
+    assert_eq!(world.progressing(), ["True", "RollingOut"]);
+    let message = world.said("Progressing")["message"].as_str().unwrap().to_owned();
+    assert!(
+        message.contains("0 pods are of revision") && message.contains("when somebody deletes them"),
+        "{message}"
+    );
+    world.delete_pod("web-1");
+    world.settle();
+    assert_eq!(world.images(), ["v0", "v4"]);
+    assert_eq!(world.progressing(), ["False", "ProgressDeadlineExceeded"]);
+    assert_eq!(world.told, ["ProgressDeadlineExceeded"]);
+    assert_eq!(world.rejected(), None, "nothing returns by itself");
+    world.template(1);
+    for pod in ["web-0", "web-1"] {
+        world.delete_pod(pod);
+        world.settle();
+    }
+    assert_eq!(world.progressing(), ["True", "NewRevisionAvailable"]);
+}
+
+#[test]
+fn a_roll_out_that_waits_for_images_is_late_until_that_pod_makes_way_whoever_waits_beside_it() {
+    let mut world = World::asking(3, false);
+    world.take(&Step::MaxUnavailable(json!(2)));
+    world.images = false;
+    world.template(1);
+    world.reconcile(None);
+    world.reconcile(None);
+    world.take(&Step::Passes(61));
+    world.reconcile(None);
+    let late = world.said("Progressing");
+    assert!(late["message"].as_str().unwrap().starts_with("pod web-2 could not make way"), "{late}");
+    // Another one comes before it now.
+    world.pods.get_mut("web-1").unwrap()["status"]["containerStatuses"] = json!([]);
+    world.condition("web-1", false);
+    world.take(&Step::Ends(1));
+    world.take(&Step::Passes(1));
+    world.reconcile(None);
+    assert_eq!(world.said("Progressing"), late);
+    world.settle();
+    assert_eq!(world.progressing(), ["True", "NewRevisionAvailable"]);
+}
+
 #[test]
 fn images_that_cannot_be_had_miss_the_deadline_too() {
     let mut world = World::asking(2, true);
@@ -174,26 +256,26 @@ fn by_default_a_claim_has_no_owner() {
 #[test]
 fn when_deleted_the_set_owns_its_claims_also_those_that_were_there_before() {
     let mut world = World::ready(1);
-    world.retention("Delete", "Retain");
+    world.take(&Step::Retention(true, false));
     world.scale(2);
     world.settle();
     for claim in ["data-web-0", "data-web-1"] {
         assert_eq!(world.owner(claim), Some(("StatefulSet", "web")));
     }
-    world.retention("Retain", "Retain");
+    world.take(&Step::Retention(false, false));
     world.settle();
     assert!(world.claims.values().all(|c| object::controller_ref(c).is_none()));
 }
 
 #[test]
 fn when_scaled_the_pod_that_goes_takes_its_claim_along() {
-    for (when_deleted, kept) in [("Retain", None), ("Delete", Some(("StatefulSet", "web")))] {
+    for (when_deleted, kept) in [(false, None), (true, Some(("StatefulSet", "web")))] {
         let mut world = World::new(false, 0, 2);
-        world.retention(when_deleted, "Delete");
+        world.take(&Step::Retention(when_deleted, true));
         world.settle();
         assert_eq!(world.owner("data-web-1"), kept);
         world.scale(1);
-        let actions = world.plan().2.actions;
+        let actions = world.plan().actions;
         let owns = actions.iter().position(|a| matches!(a, Action::OwnClaim { .. }));
         let deletes = actions.iter().position(|a| matches!(a, Action::DeletePod { .. }));
         assert!(owns.unwrap() < deletes.unwrap(), "before it goes");
@@ -210,13 +292,13 @@ fn when_scaled_the_pod_that_goes_takes_its_claim_along() {
 #[test]
 fn no_pod_is_made_on_a_claim_that_goes_with_an_earlier_pod() {
     let mut world = World::new(false, 0, 2);
-    world.retention("Retain", "Delete");
+    world.take(&Step::Retention(false, true));
     world.settle();
     world.scale(1);
     world.reconcile(None);
     world.pods.remove("web-1");
     world.scale(2);
-    assert!(matches!(&world.plan().2.actions[..], [Action::CannotCreate { .. }]));
+    assert!(matches!(&world.plan().actions[..], [Action::CannotCreate { .. }]));
     world.claims.remove("data-web-1");
     world.settle();
     assert_eq!(world.names(), ["web-0", "web-1"]);
