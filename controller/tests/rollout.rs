@@ -219,9 +219,9 @@ async fn history_is_as_long_as_the_set_says() {
     assert_eq!(history(k).await, ["3 <none>", "4 <none>"]);
 }
 
-/// kubernetes/kubernetes#68737, KEP-4650
+/// KEP-4650: Kubernetes refuses each of these edits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn claim_templates_are_edited_where_that_is_harmless_and_the_claims_follow() {
+async fn issue_68737_claim_templates_are_edited_where_that_is_harmless_and_the_claims_follow() {
     let cluster = web().await;
     let k = &cluster.kubectl;
     for ordinal in 0..3 {

@@ -500,27 +500,55 @@ mod tests {
         }
     }
 
-    /// kubernetes/kubernetes#68737, KEP-4650: there all of this is forbidden.
-    #[test]
-    fn claim_templates_change_where_that_is_harmless() {
-        let templates = |change: fn(&mut Value)| {
-            let new = set(|s| change(&mut s["spec"]["volumeClaimTemplates"]));
-            let errors = validate_update(&set(|_| {}), &new);
-            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+    /// Whether Kubernetes refuses this change: of anything in the spec but these fields.
+    fn kubernetes_refuses(old: &Value, new: &Value) -> bool {
+        let fixed = |set: &Value| {
+            let mut spec = set["spec"].clone();
+            let may_change = MUTABLE.iter().filter(|field| **field != "volumeClaimTemplates");
+            may_change.for_each(|field| drop(spec.as_object_mut().unwrap().remove(*field)));
+            spec
         };
+        fixed(old) != fixed(new)
+    }
+
+    fn change_templates(change: fn(&mut Value)) -> (Value, Value) {
+        (set(|_| {}), set(|s| change(&mut s["spec"]["volumeClaimTemplates"])))
+    }
+
+    /// "StatefulSet: support resize pvc storage", KEP-4650.
+    #[test]
+    fn issue_68737_a_claim_template_may_ask_for_more_and_carry_other_labels() {
         for fine in [
             |t: &mut Value| t[0]["spec"]["resources"]["requests"]["storage"] = "2Gi".into(),
-            |t: &mut Value| t[0]["spec"]["resources"]["requests"]["storage"] = "1024Mi".into(),
             |t: &mut Value| t[0]["metadata"]["labels"] = json!({"tier": "gold"}),
             |t: &mut Value| t[0]["metadata"]["annotations"] = json!({"note": "x"}),
-            |t: &mut Value| {
-                let mut more = t[0].clone();
-                more["metadata"]["name"] = "more".into();
-                t.as_array_mut().unwrap().insert(0, more);
-            },
+            |t: &mut Value| t[0]["spec"]["resources"]["requests"]["storage"] = "1024Mi".into(),
         ] {
-            assert_eq!(templates(fine), [""; 0]);
+            let (old, new) = change_templates(fine);
+            assert_eq!(validate_update(&old, &new), []);
+            assert!(kubernetes_refuses(&old, &new));
         }
+    }
+
+    /// "Allow adding more volumeClaimTemplates to an existing statefulSet"
+    #[test]
+    fn issue_69041_a_claim_template_may_be_added() {
+        let (old, new) = change_templates(|t| {
+            let mut more = t[0].clone();
+            more["metadata"]["name"] = "more".into();
+            t.as_array_mut().unwrap().insert(0, more);
+        });
+        assert_eq!(validate_update(&old, &new), []);
+        assert!(kubernetes_refuses(&old, &new));
+    }
+
+    #[test]
+    fn what_would_cost_data_or_reach_no_volume_is_refused_and_it_is_said_what_to_do_instead() {
+        let templates = |change: fn(&mut Value)| {
+            let (old, new) = change_templates(change);
+            let errors = validate_update(&old, &new);
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
         for (harmful, field, why) in [
             (
                 (|t| t[0]["spec"]["resources"]["requests"]["storage"] = "1Mi".into()) as fn(&mut Value),

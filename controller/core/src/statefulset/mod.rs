@@ -14,7 +14,8 @@
 //!
 //! Three deviations, all towards less waiting: a condemned pod's own unreadiness never delays its deletion;
 //! scaling to zero does not wait for pods that cannot become ready (kubernetes/kubernetes#57865); and a pod
-//! of a superseded revision that is not Ready is replaced without waiting for it (#67250, #141095).
+//! of a superseded revision that is not Ready is replaced without waiting for it (#67250, #141095). Tests named
+//! after such issues (`simulation/bugs.rs`) live the same history through under Kubernetes' rule, where they fail.
 
 pub mod annotations;
 mod claims;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::store::Event;
 
 fn all_ready(count: usize) -> impl Fn(&World) -> bool {
     move |world| world.ready().len() == count && world.names(PODS).len() == count
@@ -39,16 +40,24 @@ async fn an_ordered_set_starts_in_order_and_its_status_says_how_far_it_is() {
     assert!(said.contains(&"create Claim data-web-0 Pod web-0 in StatefulSet web success".to_owned()));
 }
 
+/// "StatefulSet with podManagementPolicy: Parallel should create pods in parallel": Kubernetes makes a request for each
+/// pod, and at first one after the other. Here they are one write, whatever their number.
 #[tokio::test]
-async fn a_parallel_set_starts_all_at_once_in_one_write() {
+async fn issue_117071_the_pods_of_a_parallel_set_are_made_in_one_write() {
     let world = World::new().await;
-    let mut value = set("web", 5);
+    let mut pods =
+        world.objects.store().watch(&Scope::all("pods"), world.objects.store().revision()).unwrap();
+    let mut value = set("web", 50);
     value["spec"]["podManagementPolicy"] = "Parallel".into();
-    for ordinal in 0..5 {
-        world.orders.unready.lock().unwrap().insert(format!("web-{ordinal}"));
-    }
     world.create(SETS, "default", value).await;
-    world.until("five pods", |w| w.names(PODS).len() == 5).await;
+    let mut made = Vec::new();
+    while made.len() < 50 {
+        let events = pods.next().await.unwrap().events;
+        made.extend(events.into_iter().filter(|e| e.previous.is_none()));
+    }
+    let together = |e: &Event| e.object.revision == made[0].object.revision;
+    assert!(made.iter().all(together), "each of them is seen by whoever sees one");
+    world.until("the status says so", |w| w.get(SETS, "web")["status"]["replicas"] == 50).await;
 }
 
 #[tokio::test]
@@ -304,9 +313,9 @@ async fn a_revision_that_misses_its_deadline_is_left_again_and_named() {
         .await;
 }
 
-/// kubernetes/kubernetes#68737, KEP-4650
+/// KEP-4650: Kubernetes refuses the edit.
 #[tokio::test]
-async fn a_set_that_asks_for_more_storage_gets_larger_volumes_and_keeps_its_pods() {
+async fn issue_68737_a_set_that_asks_for_more_storage_gets_larger_volumes_and_keeps_its_pods() {
     let world = World::new().await;
     world.create(SETS, "default", set("web", 2)).await;
     world.until("two are ready", all_ready(2)).await;

@@ -116,15 +116,12 @@ fn issue_117071_one_plan_makes_all_pods_of_a_parallel_set() {
 /// follows it.
 #[test]
 fn issue_68737_a_larger_request_reaches_the_claims_that_are_there_and_restarts_no_pod() {
-    let [kubernetes, berth] = both(
-        || claims::bound(),
-        |world| {
-            let before = world.uids();
-            claims::templates(world, |t| t[0]["spec"] = claims::request("2Gi"));
-            world.settle();
-            assert_eq!(world.uids(), before);
-        },
-    );
+    let [kubernetes, berth] = both(claims::bound, |world| {
+        let before = world.uids();
+        claims::templates(world, |t| t[0]["spec"] = claims::request("2Gi"));
+        world.settle();
+        assert_eq!(world.uids(), before);
+    });
     assert_eq!(claims::requests(&kubernetes), ["1Gi", "1Gi"]);
     assert_eq!(claims::requests(&berth), ["2Gi", "2Gi"]);
 }

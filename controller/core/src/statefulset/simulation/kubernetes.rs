@@ -56,7 +56,7 @@ fn next(set: &Set, pods: &[&Pod], revisions: &revision::Revisions, now: Timestam
     let first_unhealthy = condemned.iter().rev().find(|p| !healthy(p)).map(|p| &p.uid);
     for pod in condemned {
         let waits = pod.deleting || !healthy(pod) && first_unhealthy != Some(&pod.uid);
-        if !pod.deleting && !(waits && !set.parallel) {
+        if !pod.deleting && (set.parallel || !waits) {
             actions.push(delete(pod));
         }
         if !set.parallel {
