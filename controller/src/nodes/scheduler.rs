@@ -71,6 +71,7 @@ struct Watches {
 }
 
 impl Watches {
+    /// What is written before another is named before it.
     const RESOURCES: [&'static str; 8] = [
         world::NODES,
         NAMESPACES,
@@ -97,15 +98,16 @@ impl Watches {
         Ok(events)
     }
 
-    /// All that has happened already.
+    /// All that has happened already. They are not read in one moment: pods first, so that what was written before a
+    /// pod is there once the pod is.
     fn poll(&mut self) -> Result<Vec<Event>, Expired> {
-        let mut events = Vec::new();
-        for watch in &mut self.all {
+        let mut batches = Vec::new();
+        for watch in self.all.iter_mut().rev() {
             while let Some(batch) = watch.poll()? {
-                events.extend(batch.events);
+                batches.push(batch.events);
             }
         }
-        Ok(events)
+        Ok(batches.concat())
     }
 }
 
@@ -454,4 +456,44 @@ async fn refuse(nodes: &Nodes, name: &Name, why: &str) {
 /// Whether the pod asks for this scheduler.
 fn ours(pod: &Value) -> bool {
     matches!(pod["spec"]["schedulerName"].as_str(), None | Some("" | "default-scheduler"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A cordon, say. Written while it is read, since what is read one after the other is not of one moment.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_sees_a_pod_sees_what_was_written_before_it() {
+        const ROUNDS: usize = 3000;
+        let store = Store::in_memory().unwrap();
+        let mut watches = Watches::new(&store).unwrap();
+        let writer = tokio::spawn(async move {
+            for round in 0..ROUNDS {
+                for (resource, namespace) in [(world::NODES, ""), (world::PODS, "default")] {
+                    let key = Key::new(resource, namespace, round.to_string());
+                    let object = json!({"metadata": {"name": key.name, "namespace": namespace}});
+                    store.commit(Transaction::new().put(key, object)).await.unwrap();
+                }
+            }
+            store
+        });
+        let (mut nodes, mut pods) = (BTreeSet::new(), 0);
+        while pods < ROUNDS {
+            let mut new = Vec::new();
+            for event in watches.next().await.unwrap() {
+                let key = &event.object.key;
+                if *key.resource == *world::NODES {
+                    nodes.insert(key.name.clone());
+                } else {
+                    new.push(key.name.clone());
+                }
+            }
+            assert!(new.iter().all(|pod| nodes.contains(pod)), "{new:?} without their nodes");
+            pods += new.len();
+        }
+        writer.await.unwrap();
+    }
 }
