@@ -1,3 +1,5 @@
+use berth_controller_core::identity;
+
 use super::*;
 
 async fn started(replicas: u32) -> World {
@@ -36,6 +38,34 @@ async fn in_the_foreground_the_set_goes_last() {
     let uid = object::uid(&world.get(PODS, "web-0")).to_owned();
     world.objects.remove(PODS, "default", "web-0", &uid).await.unwrap();
     world.until("all is gone", all_gone).await;
+}
+
+/// The pod waits for the claim that goes with it, and the claim for the pod that uses it: it is the host's word that
+/// ends this.
+#[tokio::test]
+async fn a_pod_that_goes_in_the_foreground_takes_the_claim_it_owns_along_once_its_host_has_let_go() {
+    let world = World::new().await;
+    let mut value = set("web", 2);
+    value["spec"]["persistentVolumeClaimRetentionPolicy"] =
+        json!({"whenDeleted": "Retain", "whenScaled": "Delete"});
+    world.create(SETS, "default", value).await;
+    world.until("all are ready", |w| w.ready().len() == 2).await;
+    world.orders.stuck.lock().unwrap().insert("web-1".to_owned());
+    let uid = object::uid(&world.get(PODS, "web-1")).to_owned();
+    let record = Key::new(identity::RESOURCE, "default", "web-1");
+    let held =
+        json!({"metadata": {"name": "web-1", "namespace": "default"}, "uid": uid, "node": "a", "epoch": 1});
+    world.objects.store().commit(Transaction::new().put(record.clone(), held)).await.unwrap();
+    world.scale("web", 1).await;
+    let owner = |w: &World| w.get(CLAIMS, "data-web-1")["metadata"]["ownerReferences"][0]["name"].clone();
+    world.until("the pod owns its claim", |w| owner(w) == "web-1").await;
+    world.delete(PODS, "web-1", Some(Propagation::Foreground)).await;
+    world.until("the claim is to go", |w| object::deleting(&w.get(CLAIMS, "data-web-1"))).await;
+    world.rest().await;
+    assert_eq!(world.names(CLAIMS).len(), 2, "web-1 still has it mounted");
+    world.objects.store().commit(Transaction::new().delete(record)).await.unwrap();
+    world.objects.remove(PODS, "default", "web-1", &uid).await.unwrap();
+    world.until("both are gone", |w| w.names(PODS) == ["web-0"] && w.names(CLAIMS) == ["data-web-0"]).await;
 }
 
 #[tokio::test]
