@@ -2,6 +2,7 @@
 
 mod basic;
 mod hosts;
+mod storage;
 
 use std::time::Duration;
 
@@ -36,6 +37,16 @@ pub const ALL: &[Scenario] = &[
         "reboot",
         "a host is shut down: its pods end in their order and grace, and come back",
         hosts::reboot,
+    ),
+    small(
+        "storage",
+        "classes on kernel NFS: versions, names, owners, quotas, and what becomes of a deleted claim's directory",
+        storage::storage,
+    ),
+    small(
+        "dead-server",
+        "the NFS server is cut off and comes back, a directory is replaced: only its own pods are affected",
+        storage::dead_server,
     ),
 ];
 
