@@ -138,8 +138,17 @@ impl Given {
 }
 
 impl Settings {
-    /// Which settings are others in `new` and count only from the next start on, by their names.
-    pub fn needing_restart(&self, new: &Settings) -> Vec<&'static str> {
+    /// Takes over what may change while the controller runs. Answers which of the other settings are others in `new`, and
+    /// count only from the next start on, by their names.
+    pub fn take_over(&mut self, new: Settings) -> Vec<&'static str> {
+        let needing_restart = self.needing_restart(&new);
+        self.advertise = new.advertise;
+        self.certificate_life = new.certificate_life;
+        self.provisioners = new.provisioners;
+        needing_restart
+    }
+
+    fn needing_restart(&self, new: &Settings) -> Vec<&'static str> {
         let Settings {
             data_dir,
             listen,
@@ -147,10 +156,10 @@ impl Settings {
             pod_cidr,
             service_cidr,
             cluster_domain,
-            // Taken over while the controller runs.
+            // See `take_over`.
             advertise: _,
-            certificate_life,
-            provisioners,
+            certificate_life: _,
+            provisioners: _,
         } = new;
         let changes = [
             ("data-dir", self.data_dir != *data_dir),
@@ -159,8 +168,6 @@ impl Settings {
             ("pod-cidr", self.pod_cidr != *pod_cidr),
             ("service-cidr", self.service_cidr != *service_cidr),
             ("cluster-domain", self.cluster_domain != *cluster_domain),
-            ("certificate-life", self.certificate_life != *certificate_life),
-            ("provisioner", self.provisioners != *provisioners),
         ];
         changes.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
     }
@@ -289,14 +296,15 @@ mod tests {
     }
 
     #[test]
-    fn what_has_changed_and_needs_a_restart_is_named() {
+    fn what_may_change_is_taken_over_and_what_needs_a_restart_is_named() {
         let settings = |text: &str| Given::default().over(parse(text).unwrap()).unwrap();
-        let before = settings("");
-        assert_eq!(before.needing_restart(&settings("advertise = ['berth.example']")), [""; 0]);
-        let changed = settings("listen = '10.0.0.1:1'\npod-cidr = '10.9.0.0/16'\ncertificate-life = '24h'");
-        assert_eq!(before.needing_restart(&changed), ["listen", "pod-cidr", "certificate-life"]);
-        let directory = settings("[[provisioner]]\nname = 'a'\ndirectory = '/a'");
-        assert_eq!(before.needing_restart(&directory), ["provisioner"]);
+        let live = "advertise = ['berth.example']\ncertificate-life = '24h'\n";
+        let mapped = "[[provisioner]]\nname = 'a'\ndirectory = '/a'";
+        let mut in_force = settings("");
+        let changed = settings(&format!("{live}listen = '10.0.0.1:1'\npod-cidr = '10.9.0.0/16'\n{mapped}"));
+        assert_eq!(in_force.take_over(changed.clone()), ["listen", "pod-cidr"]);
+        assert_eq!(in_force, settings(&format!("{live}{mapped}")));
+        assert_eq!(in_force.take_over(changed), ["listen", "pod-cidr"], "until the restart");
     }
 
     #[test]

@@ -30,6 +30,7 @@ use clap::{Parser, Subcommand};
 use futures_util::FutureExt as _;
 use jiff::SignedDuration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -259,7 +260,7 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
         .context("the Service kubernetes could not be written")?;
     let services = Services::new(objects.clone());
     let (events, recorded) = Events::new();
-    let provisioners = Provisioners::new(settings.provisioners.clone());
+    let (mapping, provisioners) = watch::channel(Provisioners::new(settings.provisioners.clone()));
     let config = NodesConfig {
         pod_cidr,
         service_cidr,
@@ -272,7 +273,7 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     let loops = reconcile::Context {
         objects: objects.clone(),
         events,
-        provisioners: Arc::new(provisioners),
+        provisioners,
         hosts,
         images: Arc::new(nodes.clone()),
     };
@@ -314,16 +315,14 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     );
     service::ready();
 
-    let mut settings = settings.clone();
+    let mut live = Live { settings: settings.clone(), mapping, pki, objects, service_cidr, api: api_at };
     let ended = async {
         loop {
             match signals.next().await {
                 Wish::End(signal) => return signal,
                 Wish::Reload => {
                     service::reloading();
-                    if let Err(error) =
-                        reload(&mut settings, &source, &pki, &objects, service_cidr, api_at).await
-                    {
+                    if let Err(error) = live.reload(&source).await {
                         error!("nothing was taken over: {error:#}");
                     }
                     service::ready();
@@ -353,28 +352,46 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     failed.map_or(Ok(()), |reason| Err(anyhow!(reason)))
 }
 
-/// The settings and certificates are read again; what can be is taken over, the rest is named.
-async fn reload(
-    settings: &mut Settings,
-    source: &Source,
-    pki: &Arc<Pki>,
-    objects: &Objects,
+/// What the configuration changes while the controller runs.
+struct Live {
+    /// In force.
+    settings: Settings,
+    mapping: watch::Sender<Provisioners>,
+    pki: Arc<Pki>,
+    objects: Objects,
     service_cidr: AddressRange,
     api: SocketAddr,
-) -> Result<()> {
-    let new = self::settings(source.config.as_deref(), source.flags.clone())?;
-    for setting in settings.needing_restart(&new) {
-        warn!(setting, "has changed, and counts from the next start on: systemctl restart berth-controller");
+}
+
+impl Live {
+    /// The settings and certificates are read again; what can be is taken over, the rest is named.
+    async fn reload(&mut self, source: &Source) -> Result<()> {
+        let new = settings(source.config.as_deref(), source.flags.clone())?;
+        for setting in self.settings.take_over(new) {
+            warn!(
+                setting,
+                "has changed, and counts from the next start on: systemctl restart berth-controller"
+            );
+        }
+        let settings = &self.settings;
+        let new_provisioners = self.mapping.send_if_modified(|in_force| {
+            let new = Provisioners::new(settings.provisioners.clone());
+            let changed = *in_force != new;
+            *in_force = new;
+            changed
+        });
+        self.pki.set(server_names(settings, self.service_cidr), settings.certificate_life);
+        let renewed = certificates::renew(self.pki.clone()).await?;
+        let reached_at = services::kubernetes::reached_at(settings.listen, &settings.advertise);
+        services::kubernetes::publish(&self.objects, self.service_cidr, reached_at, self.api.port())
+            .await
+            .context("the Service kubernetes could not be written")?;
+        info!(
+            new_certificate = renewed.server,
+            new_provisioners, "configuration and certificates were read again"
+        );
+        Ok(())
     }
-    settings.advertise = new.advertise;
-    pki.set_names(server_names(settings, service_cidr));
-    let renewed = certificates::renew(pki.clone()).await?;
-    let reached_at = services::kubernetes::reached_at(settings.listen, &settings.advertise);
-    services::kubernetes::publish(objects, service_cidr, reached_at, api.port())
-        .await
-        .context("the Service kubernetes could not be written")?;
-    info!(new_certificate = renewed.server, "configuration and certificates were read again");
-    Ok(())
 }
 
 fn server_names(settings: &Settings, service_cidr: AddressRange) -> ServerNames {

@@ -12,7 +12,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -129,9 +129,15 @@ pub struct Pki {
     data_dir: PathBuf,
     authority: Authority,
     listen: SocketAddr,
-    life: Duration,
-    names: Mutex<ServerNames>,
+    wanted: Mutex<Wanted>,
     server: Arc<Server>,
+}
+
+/// What the operator may change while it serves.
+#[derive(Clone)]
+struct Wanted {
+    names: ServerNames,
+    life: Duration,
 }
 
 struct Authority {
@@ -195,8 +201,8 @@ impl Pki {
         let authority = Authority::open(&directory, now)?;
         let pair = server_pair(&directory, &authority, names, now, life)?;
         let server = Arc::new(Server(RwLock::new(certified(&pair, &authority)?)));
-        let names = Mutex::new(names.clone());
-        let pki = Pki { data_dir: data_dir.to_owned(), authority, listen, life, names, server };
+        let wanted = Mutex::new(Wanted { names: names.clone(), life });
+        let pki = Pki { data_dir: data_dir.to_owned(), authority, listen, wanted, server };
         pki.renew(now)?;
         Ok(pki)
     }
@@ -205,8 +211,8 @@ impl Pki {
     /// connection on. Nobody's connection ends.
     pub fn renew(&self, now: Timestamp) -> Result<Renewed, PkiError> {
         let directory = self.data_dir.join("pki");
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let pair = server_pair(&directory, &self.authority, &names, now, self.life)?;
+        let Wanted { names, life } = self.wanted().clone();
+        let pair = server_pair(&directory, &self.authority, &names, now, life)?;
         let fresh = certified(&pair, &self.authority)?;
         let server = {
             let mut current = self.server.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -216,7 +222,7 @@ impl Pki {
         };
         let issue = || {
             let usage = ExtendedKeyUsagePurpose::ClientAuth;
-            self.authority.issue(leaf(now, self.life, ADMIN, Some(ADMIN_GROUP), usage)?)
+            self.authority.issue(leaf(now, life, ADMIN, Some(ADMIN_GROUP), usage)?)
         };
         let admin = Pair::open(&directory.join("admin.pem"), now, |_| true, issue)?;
         refresh(&directory.join("ca.crt"), self.authority.pem.as_bytes(), 0o644)?;
@@ -225,9 +231,14 @@ impl Pki {
         Ok(Renewed { server, admin: rewritten, next: pair.renew_at.min(admin.renew_at) })
     }
 
-    /// From the next [`Pki::renew`] on the server's certificate bears these names.
-    pub fn set_names(&self, names: ServerNames) {
-        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+    /// From the next [`Pki::renew`] on the server's certificate bears these names; what is made from now on is good
+    /// for `life`.
+    pub fn set(&self, names: ServerNames, life: Duration) {
+        *self.wanted() = Wanted { names, life };
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The authority's certificate: public.
@@ -272,7 +283,7 @@ impl Pki {
     pub fn sign_agent(&self, request: &AgentRequest, node: &str) -> Result<String, PkiError> {
         let user = format!("{NODE_PREFIX}{node}");
         let usage = ExtendedKeyUsagePurpose::ClientAuth;
-        let params = leaf(Timestamp::now(), self.life, &user, Some(NODE_GROUP), usage)?;
+        let params = leaf(Timestamp::now(), self.wanted().life, &user, Some(NODE_GROUP), usage)?;
         let certificate = params.signed_by(&request.0.public_key, &self.authority.issuer)?;
         Ok(certificate.pem())
     }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
-use berth_controller_core::claims::{self, Binding, Standing, Storage};
+use berth_controller_core::claims::{self, Binding, Provisioners, Standing, Storage};
 use berth_controller_core::identity::{self, Life, Record, Refusal};
 use berth_controller_core::kinds::persistent_volume::PERSISTENT_VOLUME;
 use berth_controller_core::object;
@@ -12,6 +12,7 @@ use berth_controller_core::place::{self, Placed, Reasons, Wanted, World};
 use berth_controller_core::resolve::resources::qos_class;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::holders::Holders;
 use super::world::{self, Name};
@@ -289,7 +290,8 @@ impl<'a> Attempt<'a> {
             Some((volumes, classes)) => (volumes.as_slice(), classes.as_slice()),
             None => (&[][..], &[][..]),
         };
-        Lists { nodes: self.nodes, volumes: volumes.iter().collect(), classes: classes.iter().collect() }
+        let provisioners = self.nodes.inner.config.provisioners.borrow();
+        Lists { provisioners, volumes: volumes.iter().collect(), classes: classes.iter().collect() }
     }
 
     /// Adds the bindings of a pod's claims to the transaction, or none of them; says which volumes they are.
@@ -378,18 +380,14 @@ impl LastNode {
 
 /// References to what a [`Storage`] wants, and their owner.
 struct Lists<'a> {
-    nodes: &'a Nodes,
+    provisioners: watch::Ref<'a, Provisioners>,
     volumes: Vec<&'a Value>,
     classes: Vec<&'a Value>,
 }
 
 impl Lists<'_> {
     fn lend(&self) -> Storage<'_> {
-        Storage {
-            volumes: &self.volumes,
-            classes: &self.classes,
-            provisioners: &self.nodes.inner.config.provisioners,
-        }
+        Storage { volumes: &self.volumes, classes: &self.classes, provisioners: &self.provisioners }
     }
 }
 

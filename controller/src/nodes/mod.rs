@@ -57,7 +57,7 @@ pub struct NodesConfig {
     /// `cluster.local`
     pub cluster_domain: String,
     /// Where volumes of claims that wait for their pod are made.
-    pub provisioners: Provisioners,
+    pub provisioners: watch::Receiver<Provisioners>,
     /// How long a node without a session keeps its Ready condition ([`GRACE`]).
     pub grace: Duration,
 }

@@ -149,6 +149,7 @@ impl Scheduler {
         nodes: &Nodes,
         mut watches: Watches,
     ) -> Result<std::convert::Infallible, Expired> {
+        let mut provisioners = nodes.inner.config.provisioners.clone();
         loop {
             self.sweep(nodes).await;
             self.bind_due(nodes).await;
@@ -157,7 +158,17 @@ impl Scheduler {
                 tokio::time::sleep(PAUSE).await;
             }
             let again = !self.due.is_empty() || !self.suspects.is_empty();
-            let events = if again { watches.poll()? } else { watches.next().await? };
+            let events = match again {
+                true => watches.poll()?,
+                false => tokio::select! {
+                    events = watches.next() => events?,
+                    // What a claim asks for may be had now.
+                    Ok(()) = provisioners.changed() => {
+                        self.due = self.waiting.clone();
+                        continue;
+                    }
+                },
+            };
             for event in events {
                 self.changed(nodes, &event).await;
             }

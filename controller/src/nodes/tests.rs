@@ -20,7 +20,7 @@ use berth_proto::*;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
@@ -433,6 +433,37 @@ async fn claims_that_wait_for_their_pod_are_bound_with_it() {
         assert_eq!(assigned.error, "");
         assert!(matches!(assigned.source, Some(volume::Source::Directory(_))));
     }
+}
+
+#[tokio::test]
+async fn a_provisioner_that_is_mapped_later_lets_pods_go_that_waited_for_it() {
+    use berth_controller_core::claims::{Backend, Directories};
+    use berth_controller_core::kinds::persistent_volume_claim::PERSISTENT_VOLUME_CLAIM;
+    use berth_controller_core::kinds::storage_class::STORAGE_CLASS;
+    let controller = Controller::start().await;
+    let mut agent = controller.agent("n1").await;
+    let options = Options::default();
+    let class = json!({
+        "metadata": {"name": "later"}, "provisioner": "bdqn", "volumeBindingMode": "WaitForFirstConsumer",
+    });
+    controller.objects.create(&STORAGE_CLASS, "", class, &options).await.unwrap();
+    let mut wanted = claim("a");
+    wanted["spec"]["storageClassName"] = "later".into();
+    controller.objects.create(&PERSISTENT_VOLUME_CLAIM, "default", wanted, &options).await.unwrap();
+    let mount = json!({"name": "a", "persistentVolumeClaim": {"claimName": "a"}});
+    controller.create_pod("web-0", json!({"volumes": [mount]})).await;
+    controller
+        .until("it waits", || {
+            let pod = controller.get("pods", "web-0")?;
+            (pod["status"]["conditions"][0]["reason"] == "Unschedulable").then_some(())
+        })
+        .await;
+    let backend = Backend::Directories(Directories { root: "/srv/bdqn".into(), shared: false });
+    controller.mapping.send_replace(Provisioners::new([("bdqn".to_owned(), backend)]));
+    let Some(volume::Source::Directory(directory)) = agent.assigned().await.volumes.remove(0).source else {
+        panic!("not a directory")
+    };
+    assert_eq!(directory.root, "/srv/bdqn");
 }
 
 #[tokio::test]

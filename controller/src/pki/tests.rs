@@ -103,7 +103,7 @@ fn what_is_put_in_place_of_the_servers_certificate_is_taken_over() {
     fs::copy(other.path().join("pki/server.pem"), &place).unwrap();
     assert!(pki.renew(Timestamp::now()).unwrap().server);
     // Another name is another certificate, at once.
-    pki.set_names(names(&["berth.example"]));
+    pki.set(names(&["berth.example"]), LIFE);
     assert!(pki.renew(Timestamp::now()).unwrap().server);
     let certificate = server_certificate(&pki);
     let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();

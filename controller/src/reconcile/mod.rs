@@ -20,6 +20,7 @@ use std::sync::Arc;
 use berth_controller_core::claims::{Location, Provisioners};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::objects::Objects;
 use events::{Events, Recorded};
@@ -54,7 +55,7 @@ pub trait Images: Send + Sync {
 pub struct Context {
     pub objects: Objects,
     pub events: Events,
-    pub provisioners: Arc<Provisioners>,
+    pub provisioners: watch::Receiver<Provisioners>,
     pub hosts: Arc<dyn Hosts>,
     pub images: Arc<dyn Images>,
 }

@@ -162,9 +162,18 @@ pub(super) async fn run(context: Context) {
             }
         })
     };
+    // Another configuration: it may have what a claim or a released volume waits for.
+    let mut provisioners = context.provisioners.clone();
+    let mapped = async {
+        while provisioners.changed().await.is_ok() {
+            add_claims();
+            add_volumes();
+        }
+    };
     tokio::join!(
         work,
         disposals,
+        mapped,
         follow(&store, Scope::all(CLAIMS.plural), |seen| match seen {
             Seen::All(claims) => {
                 claims.iter().for_each(|c| add_claim(&c.key.namespace, &c.key.name));
@@ -308,7 +317,7 @@ async fn claim(context: &Context, namespace: &str, name: &str) -> Outcome {
     give_default_class(store, &mut value);
     let named_class = value != stored.value();
     let shelf = Shelf::of(store, &value);
-    let standing = shelf.with(&context.provisioners, |storage| claims::standing(&value, storage));
+    let standing = shelf.with(&context.provisioners.borrow(), |storage| claims::standing(&value, storage));
     let about = ObjectRef::of(&value);
     let say = |r#type, reason: &str, message: &str| {
         context.events.record(&about, r#type, reason, message, COMPONENT);
@@ -319,7 +328,8 @@ async fn claim(context: &Context, namespace: &str, name: &str) -> Outcome {
             let Some(held) = shelf.volumes.iter().find(|v| object::name(v) == volume) else {
                 return Ok(Next::Event);
             };
-            let growth = shelf.with(&context.provisioners, |storage| claims::growth(&value, held, storage));
+            let growth =
+                shelf.with(&context.provisioners.borrow(), |storage| claims::growth(&value, held, storage));
             let grown = match growth {
                 Growth::None => None,
                 Growth::To(volume) => Some(*volume),
@@ -421,7 +431,7 @@ async fn volume(context: &Context, released: &Queue<String>, name: &str) -> Outc
         return Ok(Next::Event);
     }
     if phase == "Released"
-        && let Reclaim::Dispose(_) = claims::reclaim(&value, &context.provisioners)
+        && let Reclaim::Dispose(_) = claims::reclaim(&value, &context.provisioners.borrow())
     {
         released.add(stored.key.name.clone());
     }
@@ -434,7 +444,7 @@ async fn dispose(context: &Context, name: &str) -> Outcome {
     let store = context.objects.store();
     let Some(stored) = store.get(&key(VOLUMES, "", name)) else { return Ok(Next::Event) };
     let mut value = stored.value();
-    let Reclaim::Dispose(how) = claims::reclaim(&value, &context.provisioners) else {
+    let Reclaim::Dispose(how) = claims::reclaim(&value, &context.provisioners.borrow()) else {
         return Ok(Next::Event);
     };
     let phase = value["status"]["phase"].as_str().unwrap_or_default();

@@ -15,6 +15,7 @@ use berth_controller_core::kinds::node::NODE;
 use berth_controller_core::kinds::pod::POD;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::kubectl::Kubectl;
@@ -55,7 +56,7 @@ impl Cluster {
         let context = Context {
             objects: objects.clone(),
             events,
-            provisioners: Arc::new(Provisioners::new([])),
+            provisioners: watch::channel(Provisioners::new([])).1,
             hosts: Arc::new(Obliging),
             images: Arc::new(Obliging),
         };

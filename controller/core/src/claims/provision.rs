@@ -60,7 +60,7 @@ pub enum Backend {
 }
 
 /// Provisioner names and what they stand for: the controller's configuration, and the embedded ones.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provisioners(BTreeMap<String, Backend>);
 
 impl Provisioners {

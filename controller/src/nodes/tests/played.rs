@@ -9,6 +9,7 @@ pub(super) struct Controller {
     pub(super) nodes: Nodes,
     pub(super) objects: Objects,
     pub(super) store: Store,
+    pub(super) mapping: watch::Sender<Provisioners>,
     pub(super) pki: Arc<Pki>,
     pub(super) tokens: Tokens,
     pub(super) address: std::net::SocketAddr,
@@ -58,11 +59,12 @@ impl Controller {
         let objects = Objects::new(store.clone(), Schema::get()).with(Arc::new(Revoking(allocations)));
         let services = Services::new(objects.clone());
         let (events, recorded) = Events::new();
+        let mapping = watch::Sender::new(Provisioners::new([]));
         let config = NodesConfig {
             pod_cidr: super::super::Range::cluster("10.42.0.0/16").unwrap(),
             service_cidr,
             cluster_domain: "cluster.local".to_owned(),
-            provisioners: Provisioners::new([]),
+            provisioners: mapping.subscribe(),
             grace: Duration::from_millis(100),
         };
         let nodes = Nodes::new(objects.clone(), services.clone(), events, config);
@@ -83,6 +85,7 @@ impl Controller {
             nodes,
             objects,
             store,
+            mapping,
             pki,
             tokens,
             address,

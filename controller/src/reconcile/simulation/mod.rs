@@ -22,7 +22,7 @@ use berth_controller_core::object;
 use berth_controller_schema::Schema;
 use futures_util::future::{BoxFuture, poll_fn};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::events::Events;
@@ -198,7 +198,7 @@ impl Simulation {
         let context = |store: Store| Context {
             objects: objects(store, &self.time),
             events: Events::new().0,
-            provisioners: Arc::new(Provisioners::new([])),
+            provisioners: watch::channel(Provisioners::new([])).1,
             hosts: Arc::new(NoHosts),
             images: images.clone(),
         };

@@ -17,7 +17,7 @@ use berth_controller_core::object;
 use berth_controller_schema::Schema;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::events::Events;
@@ -83,6 +83,7 @@ impl Images for FakeImages {
 struct World {
     objects: Objects,
     context: Context,
+    mapping: watch::Sender<Provisioners>,
     orders: Arc<Orders>,
     hosts: Arc<FakeHosts>,
     images: Arc<FakeImages>,
@@ -110,19 +111,29 @@ impl World {
         let images = Arc::new(FakeImages::default());
         let mapped = Backend::Directories(Directories { root: "/srv/bdqn".to_owned(), shared: false });
         let export = Export { server: "nas".into(), share: "/export".into(), ..Export::default() };
+        let mapping = watch::Sender::new(Provisioners::new([
+            ("bdqn".to_owned(), mapped),
+            ("subdir".to_owned(), Backend::Export(export)),
+        ]));
         let context = Context {
             objects: objects.clone(),
             events: Events::new().0,
-            provisioners: Arc::new(Provisioners::new([
-                ("bdqn".to_owned(), mapped),
-                ("subdir".to_owned(), Backend::Export(export)),
-            ])),
+            provisioners: mapping.subscribe(),
             hosts: hosts.clone(),
             images: images.clone(),
         };
         let orders = Arc::new(Orders::default());
-        let mut world =
-            World { objects, context, orders, hosts, images, loops: Vec::new(), path, _directory: directory };
+        let mut world = World {
+            objects,
+            context,
+            mapping,
+            orders,
+            hosts,
+            images,
+            loops: Vec::new(),
+            path,
+            _directory: directory,
+        };
         world.start();
         world
     }
@@ -302,7 +313,7 @@ async fn place(context: &Context, key: &Key, mut pod: Value) -> bool {
         };
         let claim = stored.value();
         let shelf = Shelf::of(store, &claim);
-        let bound = shelf.with(&context.provisioners, |storage| match standing(&claim, storage) {
+        let bound = shelf.with(&context.provisioners.borrow(), |storage| match standing(&claim, storage) {
             Standing::Bound { .. } => Ok(None),
             Standing::WithPod => bind_on(&claim, &node, storage).map(Some),
             other => Err(format!("{other:?}")),

@@ -86,6 +86,19 @@ async fn a_claim_that_came_first_is_bound_when_its_volume_or_class_comes() {
 }
 
 #[tokio::test]
+async fn a_claim_is_bound_once_its_provisioner_is_mapped() {
+    let world = World::new().await;
+    let class = json!({"metadata": {"name": "later"}, "provisioner": "later.example"});
+    world.create(&kinds::storage_class::STORAGE_CLASS, "", class).await;
+    world.create(CLAIMS, "default", claim("mine", "later")).await;
+    world.until("it is told", |w| !w.events("ExternalProvisioning").is_empty()).await;
+    let export = Export { server: "nas".into(), share: "/later".into(), ..Export::default() };
+    let mapped = ("later.example".to_owned(), Backend::Export(export));
+    world.mapping.send_replace(Provisioners::new([mapped]));
+    world.until("it is bound", |w| phase(&w.get(CLAIMS, "mine")) == "Bound").await;
+}
+
+#[tokio::test]
 async fn a_claim_without_a_class_gets_the_default_one() {
     let world = World::new().await;
     let mut value = claim("mine", "");
