@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::cgroup;
+use crate::runtime::ImageSources;
 
 const DATA_DIR: &str = "/var/lib/berth";
 const RUN_DIR: &str = "/run/berth";
@@ -205,20 +206,32 @@ impl Given {
 }
 
 impl Settings {
-    /// Which settings are others in `new` and count only from the next start on, by their names.
-    pub fn needing_restart(&self, new: &Settings) -> Vec<&'static str> {
+    /// Takes over what may change while the agent runs. Answers which of the other settings are others in `new`, and
+    /// count only from the next start on, by their names.
+    pub fn take_over(&mut self, new: Settings) -> Vec<&'static str> {
+        let needing_restart = self.needing_restart(&new);
+        self.token_file = new.token_file;
+        self.max_pods = new.max_pods;
+        self.image_namespaces = new.image_namespaces;
+        self.insecure_registries = new.insecure_registries;
+        self.registry_mirrors = new.registry_mirrors;
+        needing_restart
+    }
+
+    fn needing_restart(&self, new: &Settings) -> Vec<&'static str> {
         let Settings {
             controller,
-            token_file,
+            // See `take_over`.
+            token_file: _,
             node_name,
             data_dir,
             run_dir,
             containerd,
             node_ips,
-            max_pods,
-            image_namespaces,
-            insecure_registries,
-            registry_mirrors,
+            max_pods: _,
+            image_namespaces: _,
+            insecure_registries: _,
+            registry_mirrors: _,
             cgroup_parent,
             snapshotter,
             cni_bin_dirs,
@@ -228,16 +241,11 @@ impl Settings {
         } = new;
         let changes = [
             ("controller", self.controller != *controller),
-            ("token-file", self.token_file != *token_file),
             ("node-name", self.node_name != *node_name),
             ("data-dir", self.data_dir != *data_dir),
             ("run-dir", self.run_dir != *run_dir),
             ("containerd", self.containerd != *containerd),
             ("node-ip", self.node_ips != *node_ips),
-            ("max-pods", self.max_pods != *max_pods),
-            ("image-namespace", self.image_namespaces != *image_namespaces),
-            ("insecure-registry", self.insecure_registries != *insecure_registries),
-            ("registry-mirror", self.registry_mirrors != *registry_mirrors),
             ("cgroup-parent", self.cgroup_parent != *cgroup_parent),
             ("snapshotter", self.snapshotter != *snapshotter),
             ("cni-bin-dir", self.cni_bin_dirs != *cni_bin_dirs),
@@ -246,6 +254,17 @@ impl Settings {
             ("nfs-mount-helper", self.nfs_mount_helper != *nfs_mount_helper),
         ];
         changes.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
+    }
+
+    /// Where images come from.
+    pub fn image_sources(&self) -> ImageSources {
+        let mut sources = ImageSources::default();
+        if !self.image_namespaces.is_empty() {
+            sources.namespaces.clone_from(&self.image_namespaces);
+        }
+        sources.insecure_registries.clone_from(&self.insecure_registries);
+        sources.registry_mirrors.clone_from(&self.registry_mirrors);
+        sources
     }
 
     /// The log writer's program: as configured, or beside this one.
@@ -299,6 +318,22 @@ mod tests {
         assert_eq!(settings.run_dir, Path::new("/f"));
         assert_eq!(settings.data_dir, Path::new("/var/lib/berth"));
         assert_eq!(controller().over(Given::default(), "Host").unwrap().node_name, "host");
+    }
+
+    #[test]
+    fn what_may_change_is_taken_over_and_what_needs_a_restart_is_named() {
+        let settings = |text: &str| {
+            let file: Given = toml::from_str(text).unwrap();
+            controller().over(file, "host").unwrap()
+        };
+        let live = "token-file = '/t'\nmax-pods = 7\nimage-namespace = ['x']\ninsecure-registry = ['a:1']\n\
+                    registry-mirror = ['docker.io=a:1']\n";
+        let mut in_force = settings("");
+        let changed = settings(&format!("{live}snapshotter = 'native'\nnode-ip = ['192.0.2.1']"));
+        assert_eq!(in_force.take_over(changed.clone()), ["node-ip", "snapshotter"]);
+        assert_eq!(in_force, settings(live));
+        assert_eq!(in_force.image_sources().namespaces, ["x"]);
+        assert_eq!(in_force.take_over(changed), ["node-ip", "snapshotter"], "until the restart");
     }
 
     #[test]

@@ -201,14 +201,12 @@ pub async fn credentials(
     Ok(Credentials::new(&directory, node, pem))
 }
 
-async fn join(directory: &Path, controller: &str, node: &str, token_file: &Path) -> Result<Pem, JoinError> {
+/// A connection to the controller that the token knows. The token itself, which is answered too, is not said.
+pub async fn by_token(controller: &str, token_file: &Path) -> Result<(Channel, String), JoinError> {
     let token = fs::read_to_string(token_file).map_err(at(token_file))?;
     let token = token.trim();
     let pin = token.split_once('.').map(|(_, pin)| pin).filter(|pin| pin.len() == 64);
     let pin = pin.ok_or_else(|| JoinError::NotAToken(token_file.to_owned()))?.to_owned();
-    let key = key(directory)?;
-    let request = request(&key, node)?;
-
     let unreachable =
         |reason: String| JoinError::Controller { controller: controller.to_owned(), reason, passing: true };
     let address = controller.to_owned();
@@ -222,8 +220,25 @@ async fn join(directory: &Path, controller: &str, node: &str, token_file: &Path)
         .connect()
         .await
         .map_err(|e| unreachable(words(&e)))?;
-    let asked =
-        JoinRequest { token: token.to_owned(), node_name: node.to_owned(), certificate_request: request };
+    Ok((channel, token.to_owned()))
+}
+
+/// What time it is for the controller: the date of an answer, which it gives to anybody (Unix time, seconds).
+pub async fn time_of(mut channel: Channel) -> Option<i64> {
+    use tonic::client::GrpcService as _;
+    // It knows no such call, and says so.
+    let request = tonic::codegen::http::Request::post("/").body(tonic::body::Body::empty()).ok()?;
+    std::future::poll_fn(|context| channel.poll_ready(context)).await.ok()?;
+    let answer = channel.call(request).await.ok()?;
+    let date = answer.headers().get("date")?.to_str().ok()?;
+    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok().map(jiff::Timestamp::as_second)
+}
+
+async fn join(directory: &Path, controller: &str, node: &str, token_file: &Path) -> Result<Pem, JoinError> {
+    let key = key(directory)?;
+    let request = request(&key, node)?;
+    let (channel, token) = by_token(controller, token_file).await?;
+    let asked = JoinRequest { token, node_name: node.to_owned(), certificate_request: request };
     let answer = NodeClient::new(channel).join(asked).await.map_err(|status| JoinError::Controller {
         controller: controller.to_owned(),
         reason: status.message().to_owned(),

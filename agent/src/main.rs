@@ -179,15 +179,16 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     }
     let mut signals = Signals::new().context("no signals")?;
     let joined: Arc<OnceLock<join::Credentials>> = Arc::default();
+    let (in_force, mut live) = watch::channel(settings.clone());
     let ended = {
-        let (joined, settings) = (joined.clone(), settings.clone());
+        let joined = joined.clone();
         async move {
             loop {
                 match signals.next().await {
                     Wish::End(signal) => return signal,
                     Wish::Reload => {
                         service::reloading();
-                        if let Err(error) = reload(&settings, &source, joined.get()) {
+                        if let Err(error) = reload(&in_force, &source, joined.get()) {
                             error!("nothing was taken over: {error:#}");
                         }
                         service::ready();
@@ -199,21 +200,17 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     tokio::pin!(ended);
     let credentials = tokio::select! {
         signal = &mut ended => { info!(signal, "ending"); return Ok(()) }
-        credentials = credentials(&settings) => credentials?,
+        credentials = credentials(&live) => credentials?,
     };
     let _ = joined.set(credentials.clone());
 
     let writer = settings.log_writer()?;
     let exec_dir = settings.run_dir.join("exec");
     let mut runtime = RuntimeConfig::new(&settings.containerd, writer, exec_dir);
-    if !settings.image_namespaces.is_empty() {
-        runtime.image_namespaces.clone_from(&settings.image_namespaces);
-    }
+    runtime.sources = settings.image_sources();
     if let Some(snapshotter) = &settings.snapshotter {
         runtime.snapshotter.clone_from(snapshotter);
     }
-    runtime.insecure_registries.clone_from(&settings.insecure_registries);
-    runtime.registry_mirrors.clone_from(&settings.registry_mirrors);
     let cgroups = Cgroups::open(&settings.cgroup_parent).await.context("cgroups (--cgroup-parent)")?;
     runtime.systemd_cgroups = cgroups.through_systemd();
     let runtime = Runtime::connect(runtime).await.context("containerd")?;
@@ -251,9 +248,8 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
         pods = Pods::open(config, runtime.clone(), network, cgroups) => pods?,
     };
 
-    let mut host =
-        Host::new(addresses, &settings.data_dir, &cni_conf_dir, settings.max_pods, runtime.clone())
-            .context("this host cannot be looked at")?;
+    let mut host = Host::new(addresses, &settings.data_dir, &cni_conf_dir, live.clone(), runtime.clone())
+        .context("this host cannot be looked at")?;
     let (status, watched) = watch::channel(host.look());
     let shutdown = CancellationToken::new();
     let picture = settings.data_dir.join("network");
@@ -275,16 +271,23 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     let answering = Answering { pods: pods.clone(), network: known.clone() };
     tokio::spawn(answering.run(settings.run_dir.clone(), shutdown.clone()));
     tokio::spawn(renewal::keep(credentials.clone(), settings.controller.clone(), shutdown.clone()));
+    let images = runtime.clone();
     let session = Session {
         controller: settings.controller,
         credentials,
-        token_file: settings.token_file,
+        settings: live.clone(),
         node: settings.node_name,
         pods: pods.clone(),
         runtime,
         network: known,
         status: watched,
     };
+    tokio::spawn(async move {
+        while live.changed().await.is_ok() {
+            let sources = live.borrow_and_update().image_sources();
+            images.set_sources(sources);
+        }
+    });
     let talk = shutdown.child_token();
     let session = tokio::spawn(session.run(talk.clone()));
     service::ready();
@@ -310,10 +313,16 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     Ok(())
 }
 
-/// The settings and the certificate are read again; what has changed and cannot be taken over is named.
-fn reload(settings: &Settings, source: &Source, credentials: Option<&join::Credentials>) -> Result<()> {
-    let new = self::settings(source.config.as_deref(), source.flags.clone())?;
-    for setting in settings.needing_restart(&new) {
+/// The settings and the certificate are read again; what can be is taken over, the rest is named.
+fn reload(
+    in_force: &watch::Sender<Settings>,
+    source: &Source,
+    credentials: Option<&join::Credentials>,
+) -> Result<()> {
+    let new = settings(source.config.as_deref(), source.flags.clone())?;
+    let mut needing_restart = Vec::new();
+    in_force.send_modify(|settings| needing_restart = settings.take_over(new));
+    for setting in needing_restart {
         warn!(
             setting,
             "has changed, and counts from the next start on: systemctl restart berth-agent (the pods run on)"
@@ -325,11 +334,11 @@ fn reload(settings: &Settings, source: &Source, credentials: Option<&join::Crede
 }
 
 /// This host's credentials; waits for a controller that does not answer yet.
-async fn credentials(settings: &Settings) -> Result<join::Credentials> {
+async fn credentials(live: &watch::Receiver<Settings>) -> Result<join::Credentials> {
     let mut told = String::new();
     loop {
-        let Settings { data_dir, controller, node_name, token_file, .. } = settings;
-        match join::credentials(data_dir, controller, node_name, token_file.as_deref()).await {
+        let Settings { data_dir, controller, node_name, token_file, .. } = live.borrow().clone();
+        match join::credentials(&data_dir, &controller, &node_name, token_file.as_deref()).await {
             Ok(credentials) => return Ok(credentials),
             Err(error) if error.passing() => {
                 let reason = error.to_string();

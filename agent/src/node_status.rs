@@ -11,6 +11,7 @@ use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Settings;
 use crate::network::operators_file;
 use crate::runtime::{Health, Runtime};
 
@@ -27,7 +28,7 @@ pub struct Host {
     addresses: Vec<IpAddr>,
     data_dir: PathBuf,
     cni_conf_dir: PathBuf,
-    max_pods: u32,
+    settings: watch::Receiver<Settings>,
     runtime: Runtime,
     system: System,
     memory: Pressure,
@@ -71,7 +72,7 @@ impl Host {
         addresses: Vec<IpAddr>,
         data_dir: &Path,
         cni_conf_dir: &Path,
-        max_pods: u32,
+        settings: watch::Receiver<Settings>,
         runtime: Runtime,
     ) -> Result<Host, sysinfo::Error> {
         let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
@@ -79,7 +80,7 @@ impl Host {
             addresses,
             data_dir: data_dir.to_owned(),
             cni_conf_dir: cni_conf_dir.to_owned(),
-            max_pods,
+            settings,
             runtime,
             system: System::new_with_specifics(memory)?,
             memory: Pressure::new(),
@@ -125,7 +126,7 @@ impl Host {
             cpu_millis: std::thread::available_parallelism().map_or(1, |n| n.get() as u64) * 1000,
             memory_bytes: total,
             ephemeral_storage_bytes: disk_total,
-            max_pods: self.max_pods,
+            max_pods: self.settings.borrow().max_pods,
             hostname: System::host_name().unwrap_or_default(),
             internal_ips: self.addresses.iter().map(IpAddr::to_string).collect(),
             info: Some(info(&version)),
@@ -138,12 +139,14 @@ impl Host {
     /// Looks at the host until `shutdown`, and whenever containerd comes or goes.
     pub async fn watch(mut self, status: watch::Sender<NodeStatus>, shutdown: CancellationToken) {
         let mut health = self.runtime.health();
+        let mut settings = self.settings.clone();
         // Away, it tries again by itself: as long as the sender lives.
         let mut gone = false;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = health.changed(), if !gone => gone = changed.is_err(),
+                Ok(()) = settings.changed() => {}
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             let now = self.look();

@@ -8,7 +8,6 @@
 //! Nothing is decided here. What the controller says goes to the pods, what the pods say goes to it; what
 //! cannot be said now waits in the outbox, which keeps the latest only.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_proto::agent_message::Message as ToController;
@@ -21,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
+use crate::config::Settings;
 use crate::join::{Credentials, words};
 use crate::network::Known;
 use crate::pods::Pods;
@@ -49,8 +49,8 @@ pub struct Session {
     pub controller: String,
     /// Who we are.
     pub credentials: Credentials,
-    /// With what this host joins again if its certificate is revoked.
-    pub token_file: Option<PathBuf>,
+    /// Among them the token with which this host joins again if its certificate is revoked.
+    pub settings: watch::Receiver<Settings>,
     /// The node's name.
     pub node: String,
     /// Whose statuses go out and whose assignments come in.
@@ -116,12 +116,13 @@ impl Session {
 
     /// Joins again, if there is a token that was not tried before.
     async fn rejoin(&self, tried: &mut Option<String>) -> bool {
-        let Some(token_file) = &self.token_file else { return false };
-        let token = tokio::fs::read_to_string(token_file).await.ok();
+        let token_file = self.settings.borrow().token_file.clone();
+        let Some(token_file) = token_file else { return false };
+        let token = tokio::fs::read_to_string(&token_file).await.ok();
         if token.is_none() || token == *tried {
             return false;
         }
-        match self.credentials.rejoin(&self.controller, token_file).await {
+        match self.credentials.rejoin(&self.controller, &token_file).await {
             Ok(()) => {
                 *tried = token;
                 tracing::info!(node = %self.node, "joined again");

@@ -233,7 +233,7 @@ mod tests {
             ports: vec![("listen", "0.0.0.0:6443".parse().unwrap(), None)],
             ranges: Ok(Vec::new()),
             certificates: vec![("pki/server.pem".into(), Ok((NOW - YEAR, NOW + YEAR)))],
-            clock: Clock { now: NOW, synchronized: Some(true) },
+            clock: Clock { now: NOW, synchronized: Some(true), ahead_of_controller: None },
         }
     }
 

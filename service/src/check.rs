@@ -71,18 +71,41 @@ pub struct Clock {
     pub now: i64,
     /// Whether it follows a time server; None: nobody can tell.
     pub synchronized: Option<bool>,
+    /// By so many seconds, the controller's clock is behind this one; None: this is the controller, or it cannot be asked.
+    pub ahead_of_controller: Option<i64>,
 }
+
+/// Seconds that clocks of two machines may be apart: what is written with both cannot be told apart any more.
+const APART: u64 = 5;
+/// Seconds. The authority's certificates count from a day before they were made.
+const FAR_APART: u64 = 24 * 3600;
 
 /// Certificates, and the order of things that happened on two machines, rest on the clock.
 pub fn clock(clock: &Clock) -> Finding {
     /// A clock before this has never been set: it is when this was written.
     const WRITTEN: i64 = 1_790_000_000;
     let remedy = "have it follow a time server: apt-get install systemd-timesyncd (or chrony)";
+    if clock.now < WRITTEN {
+        return Finding::wrong("clock", "it is years behind", remedy);
+    }
+    if let Some(ahead) = clock.ahead_of_controller.filter(|ahead| ahead.unsigned_abs() > APART) {
+        let way = if ahead > 0 { "ahead of" } else { "behind" };
+        let seconds = ahead.unsigned_abs();
+        let says = format!("it is {seconds} seconds {way} the controller's");
+        let remedy = "have both follow a time server: apt-get install systemd-timesyncd (or chrony)";
+        return match seconds > FAR_APART {
+            true => Finding::wrong("clock", says, remedy),
+            false => Finding::warning("clock", says, remedy),
+        };
+    }
+    let agrees = if clock.ahead_of_controller.is_some() { ", and agrees with the controller's" } else { "" };
     match clock.synchronized {
-        _ if clock.now < WRITTEN => Finding::wrong("clock", "it is years behind", remedy),
-        Some(false) => Finding::warning("clock", "it follows no time server", remedy),
-        Some(true) => Finding::fine("clock", "follows a time server"),
-        None => Finding::fine("clock", "is set (nothing here tells whether it follows a time server)"),
+        Some(false) => Finding::warning("clock", format!("it follows no time server{agrees}"), remedy),
+        Some(true) => Finding::fine("clock", format!("follows a time server{agrees}")),
+        None => {
+            let says = format!("is set{agrees} (nothing here tells whether it follows a time server)");
+            Finding::fine("clock", says)
+        }
     }
 }
 
@@ -98,7 +121,8 @@ pub fn look_at_clock() -> Clock {
         Ok(text) if text == "no" => Some(false),
         _ => None,
     };
-    Clock { now: now.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX)), synchronized }
+    let now = now.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    Clock { now, synchronized, ahead_of_controller: None }
 }
 
 /// Free and whole size, in bytes.
@@ -201,11 +225,27 @@ mod tests {
 
     #[test]
     fn a_clock_that_nobody_sets_is_told() {
-        let level = |now, synchronized| clock(&Clock { now, synchronized }).level;
+        let level =
+            |now, synchronized| clock(&Clock { now, synchronized, ahead_of_controller: Some(1) }).level;
         assert_eq!(level(0, Some(true)), Level::Wrong);
         assert_eq!(level(1_800_000_000, Some(false)), Level::Warning);
         assert_eq!(level(1_800_000_000, Some(true)), Level::Fine);
         assert_eq!(level(1_800_000_000, None), Level::Fine);
+    }
+
+    #[test]
+    fn clocks_that_do_not_agree_are_told() {
+        let found = |ahead| {
+            let clock =
+                Clock { now: 1_800_000_000, synchronized: Some(true), ahead_of_controller: Some(ahead) };
+            super::clock(&clock)
+        };
+        assert_eq!(found(-2).level, Level::Fine);
+        let (ahead, behind) = (found(3600), found(-100_000));
+        assert_eq!((ahead.level, behind.level), (Level::Warning, Level::Wrong));
+        assert_eq!(ahead.says, "it is 3600 seconds ahead of the controller's");
+        assert_eq!(behind.says, "it is 100000 seconds behind the controller's");
+        assert!(ahead.remedy.contains("time server"));
     }
 
     #[test]

@@ -190,11 +190,18 @@ impl Cluster {
         let host = self.hosts.get(index).context("no such host")?;
         let path = |p: PathBuf| p.display().to_string();
         let controller = std::fs::read_to_string(host.dir.join("controller"))?;
+        // Nothing in it, unless a test says otherwise.
+        let config = host.dir.join("agent.toml");
+        if !config.exists() {
+            std::fs::write(&config, "")?;
+        }
         host.daemon(
             "agent",
             &tools::own("berth-agent")?,
             &[
                 "run",
+                "--config",
+                &path(config),
                 "--controller",
                 &controller,
                 "--token-file",

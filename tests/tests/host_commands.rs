@@ -73,9 +73,25 @@ fn check_says_what_a_host_lacks_and_how_to_mend_it() {
     .unwrap();
     let well = check(&socket, &controller);
     assert!(well.ok, "{}", well.stdout);
-    for fine in ["containerd: 1", "nftables: nft works", "ports: an agent runs here", "it answers, and knows"]
-    {
+    for fine in [
+        "containerd: 1",
+        "nftables: nft works",
+        "ports: an agent runs here",
+        "it answers, and knows",
+        "agrees with the controller's",
+    ] {
         assert!(well.stdout.contains(fine), "{fine}: {}", well.stdout);
+    }
+    // One that has yet to join asks the controller that its token knows.
+    let token = host.dir.join("token").display().to_string();
+    let (new, run) =
+        (host.dir.join("new").display().to_string(), host.dir.join("new-run").display().to_string());
+    let args = ["check", "--controller", &controller, "--token-file", &token, "--data-dir", &new];
+    let more = ["--run-dir", &run, "--containerd", &socket];
+    let child = agent(&cluster, &[&args[..], &more[..]].concat()).spawn().unwrap();
+    let new = finish(child, "check", Duration::from_secs(60)).unwrap();
+    for fine in ["this host joins at its start", "agrees with the controller's"] {
+        assert!(new.stdout.contains(fine), "{fine}: {}", new.stdout);
     }
     let lacking = check("/no/such.sock", "127.0.0.1:1");
     assert!(!lacking.ok);

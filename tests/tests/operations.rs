@@ -47,9 +47,6 @@ fn configure(cluster: &Cluster, line: &str) {
 fn certificates_renew_themselves_under_sessions_that_go_on() {
     let mut cluster = Cluster::for_test().unwrap();
     configure(&cluster, "certificate-life = '12s'");
-    // What cannot be taken over while it runs is named.
-    cluster.signal_controller(Signal::SIGHUP).unwrap();
-    logged(cluster.dir.join("controller.log"), "certificate-life");
     cluster.signal_controller(Signal::SIGTERM).unwrap();
     for file in ["server.pem", "admin.pem"] {
         std::fs::remove_file(cluster.dir.join("controller/pki").join(file)).unwrap();
@@ -97,13 +94,37 @@ fn a_reload_takes_over_what_it_can_and_ends_nothing() {
     wait::until_true("a new certificate", SOON, || Ok(shown() != before)).unwrap();
     let kubectl = &cluster.kubectl;
     kubectl.run("get nodes --tls-server-name=berth.example").unwrap();
+    // A claim gets its volume as soon as its provisioner is mapped; a range stays until the restart.
+    kubectl
+        .apply(
+            "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: later}\nprovisioner: later.example\n\
+             ---\napiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: waits}\n\
+             spec: {storageClassName: later, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}\n",
+        )
+        .unwrap();
+    cluster.event("waits", "ExternalProvisioning", "later.example").unwrap();
+    let path = cluster.dir.join("controller.toml");
+    let mapped = "\n[[provisioner]]\nname = 'later.example'\nserver = 'nas'\nshare = '/export'\n";
+    std::fs::write(&path, format!("cluster-domain = 'other.example'\n{}{mapped}", log(&path))).unwrap();
+    cluster.signal_controller(Signal::SIGHUP).unwrap();
+    cluster.becomes("pvc waits", ".status.phase", "Bound").unwrap();
+    logged(cluster.dir.join("controller.log"), "cluster-domain");
     // What is wrong is told, and what was in force stays in force.
     configure(&cluster, "listen = 'nonsense'");
     cluster.signal_controller(Signal::SIGHUP).unwrap();
     logged(cluster.dir.join("controller.log"), "nothing was taken over");
     kubectl.run("get nodes --tls-server-name=berth.example").unwrap();
-    cluster.host().unwrap().signal("agent", Signal::SIGHUP).unwrap();
-    logged(cluster.host().unwrap().dir.join("agent.log"), "were read again");
+    let host = cluster.host().unwrap();
+    std::fs::write(host.dir.join("agent.toml"), "max-pods = 7\nsnapshotter = 'native'\n").unwrap();
+    host.signal("agent", Signal::SIGHUP).unwrap();
+    logged(host.dir.join("agent.log"), "were read again");
+    cluster.becomes("nodes", ".items[0].status.capacity.pods", "7").unwrap();
+    // What cannot be taken over while it runs is named.
+    let named = |file: PathBuf, setting: &str| {
+        let told = |line: &str| line.contains(setting) && line.contains("counts from the next start on");
+        assert!(log(&file).lines().any(told), "{setting} in {}", file.display());
+    };
+    named(host.dir.join("agent.log"), "snapshotter");
     let controller = log(&cluster.dir.join("controller.log"));
     assert_eq!(controller.matches("session opened").count(), 1, "{controller}");
 }

@@ -99,7 +99,8 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
         Joined::Yes(Err(why)) | Joined::Token(Err(why)) => Finding::warning(
             "controller",
             why.clone(),
-            "start it, and let this host reach it (pods that run go on without it)",
+            "start it, and let this host reach it (pods that run go on without it); if it is about a certificate that is \
+             not valid yet or not any more, compare the clocks",
         ),
         Joined::No(why) => Finding::wrong(
             "controller",
@@ -301,7 +302,7 @@ mod tests {
             running: false,
             taken: Vec::new(),
             joined: Joined::Yes(Ok(())),
-            clock: Clock { now: 1_800_000_000, synchronized: Some(true) },
+            clock: Clock { now: 1_800_000_000, synchronized: Some(true), ahead_of_controller: Some(0) },
         }
     }
 
@@ -346,6 +347,7 @@ mod tests {
         assert_eq!(fault(|f| f.joined = Joined::No("no token".into())), wrong("controller"));
         assert_eq!(fault(|f| f.joined = Joined::Yes(Err("refused".into()))), warning("controller"));
         assert_eq!(fault(|f| f.clock.synchronized = Some(false)), warning("clock"));
+        assert_eq!(fault(|f| f.clock.ahead_of_controller = Some(-60)), warning("clock"));
     }
 
     #[test]

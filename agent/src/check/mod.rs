@@ -4,12 +4,11 @@
 mod judge;
 
 use std::fs;
-use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berth_service::check::{self, Finding};
-use tokio::net::TcpStream;
+use berth_service::check::{self, Clock, Finding};
+use tonic::transport::Channel;
 
 use self::judge::{CgroupFacts, Facts, Feature, Joined};
 use crate::config::Settings;
@@ -45,6 +44,7 @@ async fn gather(settings: &Settings, config: Result<String, String>) -> Facts {
     let cni_conf = settings.cni_conf_dir.clone().unwrap_or(network.cni_conf_dir);
     let running = waiting::answers(&settings.run_dir).await;
     let nft = command(Services::find_nft(), &["list", "tables"]).await;
+    let (joined, ahead_of_controller) = joined(settings).await;
     Facts {
         config,
         root: nix::unistd::geteuid().is_root(),
@@ -65,8 +65,8 @@ async fn gather(settings: &Settings, config: Result<String, String>) -> Facts {
         run_dir: check::look_at_directory(&settings.run_dir),
         running,
         taken: taken(),
-        joined: joined(settings).await,
-        clock: check::look_at_clock(),
+        joined,
+        clock: Clock { ahead_of_controller, ..check::look_at_clock() },
     }
 }
 
@@ -185,42 +185,49 @@ fn taken() -> Vec<String> {
     taken
 }
 
-async fn joined(settings: &Settings) -> Joined {
+/// Whether this host may talk to its controller; and by how many seconds its clock is ahead of the controller's.
+async fn joined(settings: &Settings) -> (Joined, Option<i64>) {
+    let controller = &settings.controller;
+    let named = |why: String| format!("{controller}: {why}");
     match join::joined(&settings.data_dir, &settings.node_name) {
-        Err(error) => Joined::No(error.to_string()),
+        Err(error) => (Joined::No(error.to_string()), None),
         Ok(Some(credentials)) => {
-            let connected = async {
-                let endpoint = credentials.endpoint(&settings.controller).map_err(|e| join::words(&e))?;
-                match tokio::time::timeout(PATIENCE, endpoint.connect()).await {
-                    Ok(connected) => connected.map(drop).map_err(|error| join::words(&error)),
-                    Err(_) => Err("it does not answer".to_owned()),
-                }
+            let connecting = async {
+                let endpoint = credentials.endpoint(controller).map_err(|e| join::words(&e))?;
+                endpoint.connect().await.map_err(|error| join::words(&error))
             };
-            Joined::Yes(connected.await.map_err(|why| format!("{}: {why}", settings.controller)))
+            let (connected, ahead) = look(connecting).await;
+            (Joined::Yes(connected.map_err(named)), ahead)
         }
-        Ok(None) => match settings.token_file.as_deref().map(fs::read_to_string) {
-            Some(Ok(_)) => {
-                let reached = reach(&settings.controller).await;
-                Joined::Token(reached.map_err(|why| format!("{}: {why}", settings.controller)))
-            }
-            Some(Err(error)) => {
-                Joined::No(format!("this host has not joined, and its token cannot be read: {error}"))
-            }
-            None => Joined::No("this host has not joined, and has no token".to_owned()),
+        Ok(None) => match settings.token_file.as_deref() {
+            Some(file) => match fs::read_to_string(file) {
+                Ok(_) => {
+                    let connecting = async {
+                        let connected = join::by_token(controller, file).await;
+                        connected.map(|(channel, _)| channel).map_err(|error| error.to_string())
+                    };
+                    let (connected, ahead) = look(connecting).await;
+                    (Joined::Token(connected), ahead)
+                }
+                Err(error) => {
+                    let why = format!("this host has not joined, and its token cannot be read: {error}");
+                    (Joined::No(why), None)
+                }
+            },
+            None => (Joined::No("this host has not joined, and has no token".to_owned()), None),
         },
     }
 }
 
-async fn reach(controller: &str) -> Result<(), String> {
-    let name = controller.to_owned();
-    let found = tokio::task::spawn_blocking(move || name.to_socket_addrs().map(Vec::from_iter));
-    let addresses: Vec<SocketAddr> = match tokio::time::timeout(PATIENCE, found).await {
-        Ok(Ok(Ok(addresses))) => addresses,
-        Ok(Ok(Err(error))) => return Err(error.to_string()),
-        _ => return Err("its name cannot be looked up".to_owned()),
+/// What comes of a connection; and how far the clocks are apart.
+async fn look(
+    connecting: impl Future<Output = Result<Channel, String>>,
+) -> (Result<(), String>, Option<i64>) {
+    let channel = match tokio::time::timeout(PATIENCE, connecting).await {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(why)) => return (Err(why), None),
+        Err(_) => return (Err("it does not answer".to_owned()), None),
     };
-    match tokio::time::timeout(PATIENCE, TcpStream::connect(&addresses[..])).await {
-        Ok(connected) => connected.map(drop).map_err(|error| error.to_string()),
-        Err(_) => Err("it does not answer".to_owned()),
-    }
+    let theirs = tokio::time::timeout(PATIENCE, join::time_of(channel)).await.ok().flatten();
+    (Ok(()), theirs.map(|theirs| jiff::Timestamp::now().as_second() - theirs))
 }

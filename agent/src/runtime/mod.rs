@@ -18,7 +18,7 @@ mod types;
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use client::Client;
@@ -29,8 +29,8 @@ use images::Images;
 use oci_spec::runtime::Process;
 use tokio::sync::watch;
 pub use types::{
-    CaptureLimits, Captured, ContainerInfo, ContainerSpec, ExecSpec, Exit, Image, ImageProcess, LogTarget,
-    Mount, RegistryCredentials, Resources, RuntimeConfig, Target, TaskState, Terminal, UserSpec,
+    CaptureLimits, Captured, ContainerInfo, ContainerSpec, ExecSpec, Exit, Image, ImageProcess, ImageSources,
+    LogTarget, Mount, RegistryCredentials, Resources, RuntimeConfig, Target, TaskState, Terminal, UserSpec,
 };
 
 /// Whether containerd answers.
@@ -53,6 +53,7 @@ struct Inner {
     client: Client,
     host: spec::Host,
     images: Images,
+    sources: RwLock<Arc<ImageSources>>,
     /// By container id: the base of execs, so that a probe needs no look into containerd's database.
     processes: Mutex<HashMap<String, Arc<Process>>>,
     health: watch::Receiver<Health>,
@@ -68,9 +69,19 @@ impl Runtime {
         let (sender, health) = watch::channel(Health::Away("not connected yet".into()));
         tokio::spawn(client.clone().watch_health(config.namespace.clone(), sender));
         let images = Images::new(config.parallel_pulls);
-        let inner =
-            Inner { config, client, host: spec::Host::read(), images, processes: Mutex::default(), health };
+        let sources = RwLock::new(Arc::new(config.sources.clone()));
+        let host = spec::Host::read();
+        let inner = Inner { config, client, host, images, sources, processes: Mutex::default(), health };
         Ok(Runtime { inner: Arc::new(inner) })
+    }
+
+    /// Images come from there, from the next one on.
+    pub fn set_sources(&self, sources: ImageSources) {
+        *self.inner.sources.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(sources);
+    }
+
+    fn sources(&self) -> Arc<ImageSources> {
+        self.inner.sources.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// containerd's health as it changes.

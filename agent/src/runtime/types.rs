@@ -11,8 +11,8 @@ pub struct RuntimeConfig {
     pub address: PathBuf,
     /// containerd's namespace for everything of ours: `berth`.
     pub namespace: String,
-    /// Other namespaces whose images may be used, e.g. `default`, `k8s.io`.
-    pub image_namespaces: Vec<String>,
+    /// Where images come from, to begin with.
+    pub sources: ImageSources,
     /// The berth-log-writer binary (absolute).
     pub log_writer: PathBuf,
     /// For the FIFOs of execs; on a tmpfs, e.g. /run/berth/exec. Emptied when the runtime is made.
@@ -21,11 +21,6 @@ pub struct RuntimeConfig {
     pub snapshotter: String,
     /// `io.containerd.runc.v2`.
     pub shim: String,
-    /// Registries (host or host:port) spoken to by plain HTTP. Those on a loopback address or `localhost`
-    /// always are.
-    pub insecure_registries: Vec<String>,
-    /// (registry, mirror): where to ask first for that registry's images, e.g. (docker.io, mirror.lan:5000).
-    pub registry_mirrors: Vec<(String, String)>,
     /// How many images may be pulled at a time.
     pub parallel_pulls: usize,
     /// runc asks systemd for cgroups: containers' cgroup paths are in its words then.
@@ -42,15 +37,35 @@ impl RuntimeConfig {
         RuntimeConfig {
             address: address.into(),
             namespace: "berth".into(),
-            image_namespaces: vec!["default".into(), "k8s.io".into()],
+            sources: ImageSources::default(),
             log_writer: log_writer.into(),
             state_dir: state_dir.into(),
             snapshotter: "overlayfs".into(),
             shim: "io.containerd.runc.v2".into(),
-            insecure_registries: Vec::new(),
-            registry_mirrors: Vec::new(),
             parallel_pulls: 3,
             systemd_cgroups: false,
+        }
+    }
+}
+
+/// Where images come from. It may change while the runtime is in use.
+#[derive(Debug, Clone)]
+pub struct ImageSources {
+    /// Other namespaces whose images may be used, e.g. `default`, `k8s.io`.
+    pub namespaces: Vec<String>,
+    /// Registries (host or host:port) spoken to by plain HTTP. Those on a loopback address or `localhost`
+    /// always are.
+    pub insecure_registries: Vec<String>,
+    /// (registry, mirror): where to ask first for that registry's images, e.g. (docker.io, mirror.lan:5000).
+    pub registry_mirrors: Vec<(String, String)>,
+}
+
+impl Default for ImageSources {
+    fn default() -> Self {
+        ImageSources {
+            namespaces: vec!["default".into(), "k8s.io".into()],
+            insecure_registries: Vec::new(),
+            registry_mirrors: Vec::new(),
         }
     }
 }

@@ -70,14 +70,14 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Runtime {
-    /// The image of that name if it is here (in our namespace or one of `image_namespaces`), unpacked if need be.
+    /// The image of that name if it is here (in our namespace or one of the others'), unpacked if need be.
     pub async fn find_image(&self, name: &str) -> Result<Option<Arc<Image>>, ImageError> {
         let reference = reference::normalise(name)?;
         let name = reference::full_name(&reference);
         if let Some(record) = self.record(&self.inner.client, &name).await? {
             return Ok(Some(self.local(&name, &reference::repository(&reference), record).await?));
         }
-        for namespace in &self.inner.config.image_namespaces {
+        for namespace in &self.sources().namespaces {
             if *namespace == self.inner.config.namespace {
                 continue;
             }
@@ -145,7 +145,7 @@ impl Runtime {
         let name = reference::full_name(&reference);
         let lease = Lease::new(&self.inner.client).await?;
         let result = async {
-            let target = pull::fetch(&lease.client, &self.inner.config, &reference, credentials).await?;
+            let target = pull::fetch(&lease.client, &self.sources(), &reference, credentials).await?;
             // Unpacked before it gets its name: who finds the name finds all of it.
             let record = Record { name: name.clone(), target: Some(target), ..Record::default() };
             let image = self.unpacked(&lease.client, &reference::repository(&reference), &record).await?;

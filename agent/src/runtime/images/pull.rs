@@ -12,7 +12,7 @@ use oci_client::{
 };
 
 use super::{
-    super::{ImageError, RegistryCredentials, RuntimeConfig, RuntimeError, client::Client, error::in_full},
+    super::{ImageError, ImageSources, RegistryCredentials, RuntimeError, client::Client, error::in_full},
     Target, choices,
     content::{self, Descriptor, Document, Labels, WriteError},
     index_labels, manifest_labels, no_platform, parse, reference,
@@ -34,31 +34,31 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// from the registry itself. `client` is under a lease. Answers what the name stands for.
 pub(crate) async fn fetch(
     client: &Client,
-    config: &RuntimeConfig,
+    sources: &ImageSources,
     name: &Reference,
     credentials: Option<RegistryCredentials>,
 ) -> Result<Target, ImageError> {
-    for (_, mirror) in config.registry_mirrors.iter().filter(|(of, _)| of == name.registry()) {
+    for (_, mirror) in sources.registry_mirrors.iter().filter(|(of, _)| of == name.registry()) {
         let mut there = name.clone();
         there.set_mirror_registry(mirror.clone());
-        match fetch_from(client, config, &there, None).await {
+        match fetch_from(client, sources, &there, None).await {
             Err(ImageError::Pull { message, .. }) => {
                 tracing::info!(image = %reference::full_name(name), mirror, message, "not to be had from the mirror");
             }
             other => return other,
         }
     }
-    fetch_from(client, config, name, credentials).await
+    fetch_from(client, sources, name, credentials).await
 }
 
 async fn fetch_from(
     client: &Client,
-    config: &RuntimeConfig,
+    sources: &ImageSources,
     name: &Reference,
     credentials: Option<RegistryCredentials>,
 ) -> Result<Target, ImageError> {
     let failed = |message: String| ImageError::Pull { name: reference::full_name(name), message };
-    let plain = reference::is_plain_http(name.resolve_registry(), &config.insecure_registries);
+    let plain = reference::is_plain_http(name.resolve_registry(), &sources.insecure_registries);
     let registry = Registry::try_from(ClientConfig {
         protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
         connect_timeout: Some(CONNECT),
