@@ -8,6 +8,7 @@ mod served;
 use std::path::Path;
 
 use berth_controller::store::Scope;
+use berth_controller_core::object;
 use serde_json::{Value, json};
 use served::cluster::Cluster;
 use served::kubectl::{Kubectl, WEB, lines};
@@ -204,6 +205,64 @@ async fn a_partition_is_a_canary_that_status_explains() {
     k.ok(&partition(0)).await;
     rolled_out(&cluster, "nginx:2").await;
     assert_eq!(lines(&k.ok("get controllerrevisions").await).len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_many_as_max_unavailable_make_way_at_once_with_either_policy_and_a_number_or_a_percentage() {
+    for (policy, at_once) in [("OrderedReady", "2"), ("Parallel", "\"67%\"")] {
+        let cluster = Cluster::start(&["one"]).await;
+        let k = &cluster.kubectl;
+        let manifest = k.server.directory().join("set.yaml");
+        let policy = format!("  replicas: 3\n  podManagementPolicy: {policy}");
+        std::fs::write(&manifest, WEB.replace("  replicas: 3", &policy)).unwrap();
+        k.ok(&format!("apply -f {}", manifest.display())).await;
+        cluster.ready(3).await;
+        let patch = format!(
+            r#"'{{"spec":{{"updateStrategy":{{"rollingUpdate":{{"maxUnavailable":{at_once}}}}}}}}}'"#
+        );
+        k.ok(&format!("patch sts web -p {patch}")).await;
+        cluster.hold();
+        k.ok("set image sts/web nginx=nginx:2").await;
+        let going = |c: &Cluster| {
+            let pods = c.pods();
+            let going = pods.iter().filter(|pod| object::deleting(pod)).map(object::name);
+            going.map(str::to_owned).collect::<Vec<_>>()
+        };
+        cluster.until("two are asked to go", |c| going(c).len() == 2).await;
+        k.ok("wait --for=jsonpath={.status.currentReplicas}=1 sts/web --timeout=20s").await;
+        assert_eq!(going(&cluster), ["web-1", "web-2"], "{at_once} {policy}");
+        cluster.release();
+        rolled_out(&cluster, "nginx:2").await;
+    }
+}
+
+/// `kubectl rollout status` knows no roll-out there; conditions and the status do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_delete_people_decide_when_and_the_status_says_how_far_they_are() {
+    let cluster = web().await;
+    let k = &cluster.kubectl;
+    k.ok("annotate sts web berth.dev/progress-deadline-seconds=600").await;
+    k.ok("patch sts web -p '{\"spec\":{\"updateStrategy\":{\"type\":\"OnDelete\",\"rollingUpdate\":null}}}'")
+        .await;
+    let done =
+        "wait --for=jsonpath={.status.conditions[0].reason}=NewRevisionAvailable sts/web --timeout=20s";
+    k.ok(done).await;
+    k.ok("set image sts/web nginx=nginx:2").await;
+    let waits = "jsonpath={.status.conditions[?(@.type==\"Progressing\")].message}";
+    k.ok("wait --for=jsonpath={.status.conditions[0].reason}=RollingOut sts/web --timeout=20s").await;
+    let told = k.ok(&format!("get sts web -o '{waits}'")).await;
+    assert!(told.ends_with("the others are updated when somebody deletes them"), "{told}");
+    let refused = k.fails("rollout status sts/web --timeout=20s").await;
+    assert!(refused.contains("only available for RollingUpdate"), "{refused}");
+    for deleted in 1..=3 {
+        k.ok(&format!("delete pod web-{}", 3 - deleted)).await;
+        k.ok(&format!("wait --for=jsonpath={{.status.updatedReplicas}}={deleted} sts/web --timeout=20s"))
+            .await;
+        cluster.ready(3).await;
+    }
+    assert!(cluster.pods().iter().all(|pod| image(pod) == "nginx:2"));
+    k.ok(done).await;
+    k.ok("wait --for=condition=Progressing sts/web --timeout=20s").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

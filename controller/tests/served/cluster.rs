@@ -72,6 +72,11 @@ impl Cluster {
         self.stuck.store(true, Ordering::SeqCst);
     }
 
+    /// From now on they do, also those that were held.
+    pub fn release(&self) {
+        self.stuck.store(false, Ordering::SeqCst);
+    }
+
     fn objects(&self) -> &Objects {
         &self.kubectl.server.objects
     }

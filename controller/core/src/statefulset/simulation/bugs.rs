@@ -68,11 +68,7 @@ fn issue_57865_pods_that_never_became_ready_are_removed_when_scaling_to_zero() {
         |world| {
             for name in ["web-0", "web-1"] {
                 world.sick.insert(name.to_owned());
-                world.pods.get_mut(name).unwrap()["status"] = json!({
-                    "phase": "Running",
-                    "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": world.now.to_string()}],
-                    "containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}],
-                });
+                world.crashes(name);
             }
             world.scale(0);
             world.settle();

@@ -16,6 +16,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => number.clone().prop_map(Step::Runs),
         6 => number.clone().prop_map(Step::Ready),
         2 => number.clone().prop_map(Step::LosesReadiness),
+        2 => number.clone().prop_map(Step::Crashes),
         2 => number.clone().prop_map(Step::Ends),
         6 => number.clone().prop_map(Step::Gone),
         2 => number.clone().prop_map(Step::PersonDeletesPod),
@@ -27,7 +28,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (0..6u8).prop_map(Step::Template),
         2 => (0..3u32).prop_map(Step::Start),
         2 => (0..4u32).prop_map(Step::Partition),
-        2 => prop_oneof![Just(json!(1)), Just(json!(2)), Just(json!("40%"))].prop_map(Step::MaxUnavailable),
+        2 => max_unavailable().prop_map(Step::MaxUnavailable),
         1 => Just(Step::OnDelete),
         2 => any::<(bool, bool)>().prop_map(|(deleted, scaled)| Step::Retention(deleted, scaled)),
         1 => (0..3u32).prop_map(Step::HistoryLimit),
@@ -46,17 +47,45 @@ const GOOD: u8 = 9;
 /// Half as many histories for each pod management policy as PROPTEST_CASES says, if it says so.
 fn config() -> ProptestConfig {
     let cases =
-        if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default().cases / 2 } else { 800 };
+        if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default().cases / 2 } else { 400 };
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-/// minReadySeconds and replicas.
-fn start() -> impl Strategy<Value = (i64, u32)> {
-    (prop_oneof![Just(0), Just(10)], 0..5u32)
+/// minReadySeconds, replicas, maxUnavailable, and what else the set asks for.
+#[derive(Clone, Debug)]
+struct Start(i64, u32, Value, Option<&'static str>, Option<&'static str>, bool);
+
+fn start() -> impl Strategy<Value = Start> {
+    let min_ready = prop_oneof![Just(0), Just(10)];
+    let deadline = prop::sample::select(&[None, Some("30")][..]);
+    let back = prop::sample::select(&[None, Some("true")][..]);
+    (min_ready, 0..6u32, max_unavailable(), deadline, back, any::<bool>()).prop_map(
+        |(min_ready, replicas, at_once, deadline, back, settled)| {
+            Start(min_ready, replicas, at_once, deadline, back, settled)
+        },
+    )
+}
+
+fn max_unavailable() -> impl Strategy<Value = Value> {
+    prop::sample::select(vec![json!(1), json!(2), json!(3), json!("40%")])
+}
+
+impl Start {
+    fn world(self, parallel: bool) -> World {
+        let Start(min_ready, replicas, at_once, deadline, back, settled) = self;
+        let mut world = World::new(parallel, min_ready, replicas);
+        world.take(&Step::MaxUnavailable(at_once));
+        world.take(&Step::Asks(annotations::PROGRESS_DEADLINE, deadline));
+        world.take(&Step::Asks(annotations::AUTO_ROLLBACK, back));
+        if settled {
+            settles(&mut world);
+        }
+        world
+    }
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(step(), 0..100)
+    prop::collection::vec(step(), 0..80)
 }
 
 proptest! {
@@ -64,12 +93,12 @@ proptest! {
 
     #[test]
     fn every_history_of_an_ordered_set_keeps_the_rules_and_ends_as_specified(start in start(), steps in steps()) {
-        history(World::new(false, start.0, start.1), &steps);
+        history(start.world(false), &steps);
     }
 
     #[test]
     fn every_history_of_a_parallel_set_keeps_the_rules_and_ends_as_specified(start in start(), steps in steps()) {
-        history(World::new(true, start.0, start.1), &steps);
+        history(start.world(true), &steps);
     }
 }
 

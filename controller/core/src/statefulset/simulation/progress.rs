@@ -158,7 +158,24 @@ fn a_roll_out_that_has_stopped_still_frees_what_is_broken() {
     assert_eq!(world.image("web-2"), "v4", "who comes back is of the new revision, as above any partition");
 }
 
-/// The claim of a set that goes is that of its pods; nothing is put at risk any more.
+#[test]
+fn a_roll_out_that_has_stopped_takes_no_pod_that_works_though_more_might_be_unavailable() {
+    let mut world = World::asking(4, false);
+    world.template(1);
+    world.reconcile(None);
+    world.stopped("web-3");
+    world.reconcile(None);
+    world.take(&Step::Runs(3));
+    world.reconcile(None);
+    world.take(&Step::MaxUnavailable(json!(2)));
+    assert_eq!(world.replaced(), ["web-2"]);
+    world.take(&Step::Passes(60));
+    assert_eq!(world.replaced(), [""; 0], "web-3 is late");
+    world.condition("web-3", true);
+    assert_eq!(world.replaced(), ["web-2", "web-1"], "late is better than never");
+}
+
+/// Nothing is put at risk any more.
 #[test]
 fn a_set_that_goes_gives_no_revision_up() {
     let mut world = World::asking(2, true);
@@ -213,10 +230,8 @@ fn a_roll_out_that_waits_for_images_is_late_until_that_pod_makes_way_whoever_wai
     world.reconcile(None);
     let late = world.said("Progressing");
     assert!(late["message"].as_str().unwrap().starts_with("pod web-2 could not make way"), "{late}");
-    // Another one comes before it now.
-    world.pods.get_mut("web-1").unwrap()["status"]["containerStatuses"] = json!([]);
-    world.condition("web-1", false);
-    world.take(&Step::Ends(1));
+    world.crashes("web-1");
+    assert_eq!(world.replaced(), ["web-1", "web-2"], "another one comes before it now");
     world.take(&Step::Passes(1));
     world.reconcile(None);
     assert_eq!(world.said("Progressing"), late);

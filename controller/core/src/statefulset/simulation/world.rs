@@ -15,6 +15,8 @@ pub enum Step {
     Runs(usize),
     Ready(usize),
     LosesReadiness(usize),
+    /// Its containers do not run, over and over again.
+    Crashes(usize),
     Ends(usize),
     /// A stopped pod goes.
     Gone(usize),
@@ -243,11 +245,18 @@ impl World {
         }
     }
 
+    pub fn crashes(&mut self, name: &str) {
+        self.condition(name, false);
+        self.pods.get_mut(name).unwrap()["status"]["containerStatuses"] =
+            json!([{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]);
+    }
+
     pub fn take(&mut self, step: &Step) {
         let pod = match step {
             Step::Runs(i)
             | Step::Ready(i)
             | Step::LosesReadiness(i)
+            | Step::Crashes(i)
             | Step::Ends(i)
             | Step::Gone(i)
             | Step::PersonDeletesPod(i)
@@ -261,7 +270,7 @@ impl World {
             Step::Reconcile(interrupted) => {
                 self.reconcile(*interrupted);
             }
-            Step::Collect => self.collect(),
+            Step::Collect => drop(self.collect()),
             Step::Runs(_) => {
                 let phase = &mut self.pods.get_mut(&pod).unwrap()["status"]["phase"];
                 if *phase == "Pending" {
@@ -270,6 +279,7 @@ impl World {
             }
             Step::Ready(_) => self.condition(&pod, true),
             Step::LosesReadiness(_) => self.condition(&pod, false),
+            Step::Crashes(_) => self.crashes(&pod),
             Step::Ends(_) => self.pods.get_mut(&pod).unwrap()["status"] = json!({"phase": "Failed"}),
             Step::Gone(_) => self.stopped(&pod),
             Step::PersonDeletesPod(_) => self.delete_pod(&pod),
@@ -355,8 +365,8 @@ impl World {
     }
 
     /// What the garbage collector does: what has lost all its owners goes, and a set that was deleted goes after its
-    /// pods.
-    fn collect(&mut self) {
+    /// pods. Whether it did anything.
+    fn collect(&mut self) -> bool {
         let uid = object::uid(&self.set).to_owned();
         let owned = |o: &Value| object::controller_ref(o).is_some_and(|r| r["uid"] == *uid);
         let going = object::deleting(&self.set);
@@ -369,6 +379,7 @@ impl World {
                 self.made_again();
             }
         }
+        let claims = self.claims.values().filter(|c| !object::deleting(c)).count();
         let set = object::uid(&self.set);
         let alive: BTreeSet<&str> =
             self.pods.values().map(object::uid).chain((set != uid || !going).then_some(set)).collect();
@@ -384,6 +395,7 @@ impl World {
             }
             !lost(claim) || self.pods.keys().any(|pod| of_pod(name, pod))
         });
+        going || claims != self.claims.values().filter(|c| !object::deleting(c)).count()
     }
 
     /// Everything that can go well does, until nothing more is to be done.
@@ -394,24 +406,29 @@ impl World {
             self.pods
                 .retain(|_, p| object::label(p, "app") == Some("web") || object::controller_ref(p).is_some());
             // What the loop writes on the set brings it back here, as any change does.
-            let before = (self.set.clone(), self.pods.clone(), self.claims.clone());
-            let acted = self.reconcile(None);
-            self.collect();
+            let said = self.set["status"].clone();
+            let mut moved = self.reconcile(None) || self.set["status"] != said;
+            moved |= self.collect();
             let names: Vec<String> = self.pods.keys().cloned().collect();
             for name in names {
-                let pod = Pod::read(&self.pods[&name]);
-                if pod.deleting {
+                let pod = &self.pods[&name];
+                let (phase, seen) = (&pod["status"]["phase"], Pod::read(pod));
+                if seen.deleting {
                     self.stopped(&name);
-                } else if pod.phase == super::set::Phase::Pending {
+                } else if phase == "Pending" {
                     self.pods.get_mut(&name).unwrap()["status"]["phase"] = "Running".into();
-                } else if pod.phase == super::set::Phase::Running && !pod.ready() && !self.is_broken(&name) {
+                } else if phase == "Running" && !seen.ready() && !self.is_broken(&name) {
                     self.condition(&name, true);
+                } else {
+                    continue;
                 }
+                moved = true;
             }
+            let claims = self.claims.len();
             self.claims.retain(|name, claim| {
                 !object::deleting(claim) || self.pods.keys().any(|pod| of_pod(name, pod))
             });
-            if acted || before != (self.set.clone(), self.pods.clone(), self.claims.clone()) {
+            if moved || self.claims.len() != claims {
                 continue;
             }
             match self.plan().wake_at {
