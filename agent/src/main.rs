@@ -245,12 +245,13 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     );
     let pods = tokio::select! {
         signal = &mut ended => { info!(signal, "ending"); return Ok(()) }
-        pods = Pods::open(config, runtime.clone(), network, cgroups) => pods?,
+        pods = Pods::open(config, runtime.clone(), network.clone(), cgroups) => pods?,
     };
 
-    let mut host = Host::new(addresses, &settings.data_dir, &cni_conf_dir, live.clone(), runtime.clone())
-        .context("this host cannot be looked at")?;
-    let (status, watched) = watch::channel(host.look());
+    let mut host =
+        Host::new(addresses, &settings.data_dir, &cni_conf_dir, live.clone(), runtime.clone(), network)
+            .context("this host cannot be looked at")?;
+    let (status, watched) = watch::channel(host.look().await);
     let shutdown = CancellationToken::new();
     let picture = settings.data_dir.join("network");
     let known = Known::load(&picture);
@@ -294,7 +295,7 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
 
     let signal = tokio::select! {
         signal = ended => signal,
-        never = service::watchdog() => match never {},
+        never = service::watchdog(async || ()) => match never {},
     };
     service::stopping();
     talk.cancel();

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
-use crate::network::operators_file;
+use crate::network::{Network, operators_file};
 use crate::runtime::{Health, Runtime};
 
 /// How often the host is looked at.
@@ -22,6 +22,9 @@ const LEAST_MEMORY: u64 = 100 << 20;
 const LEAST_DISK: f64 = 0.10;
 /// Pressure is over only when it has been so for a while (as many looks), so that it does not flap.
 const CALM: u32 = 6;
+/// The Ready condition's reasons, as Kubernetes has them.
+const NOT_READY: &str = "KubeletNotReady";
+const NO_NETWORK: &str = "NetworkPluginNotReady";
 
 /// The host, as it is watched.
 pub struct Host {
@@ -30,6 +33,7 @@ pub struct Host {
     cni_conf_dir: PathBuf,
     settings: watch::Receiver<Settings>,
     runtime: Runtime,
+    network: Network,
     system: System,
     memory: Pressure,
     disk: Pressure,
@@ -74,6 +78,7 @@ impl Host {
         cni_conf_dir: &Path,
         settings: watch::Receiver<Settings>,
         runtime: Runtime,
+        network: Network,
     ) -> Result<Host, sysinfo::Error> {
         let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
         Ok(Host {
@@ -82,6 +87,7 @@ impl Host {
             cni_conf_dir: cni_conf_dir.to_owned(),
             settings,
             runtime,
+            network,
             system: System::new_with_specifics(memory)?,
             memory: Pressure::new(),
             disk: Pressure::new(),
@@ -89,17 +95,25 @@ impl Host {
     }
 
     /// The host now.
-    pub fn look(&mut self) -> NodeStatus {
+    pub async fn look(&mut self) -> NodeStatus {
         self.system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
         let total = self.system.total_memory();
         self.memory.see(self.system.available_memory() < LEAST_MEMORY);
         let (disk_total, disk_free) = disk(&self.data_dir);
         self.disk.see(disk_total > 0 && (disk_free as f64) < disk_total as f64 * LEAST_DISK);
         let health = self.runtime.health().borrow().clone();
-        let (ready, version, why) = match health {
-            Health::Up(version) => (true, version, String::new()),
-            Health::Away(why) => (false, String::new(), format!("containerd does not answer: {why}")),
+        let (version, mut fault) = match health {
+            Health::Up(version) => (version, None),
+            Health::Away(why) => {
+                (String::new(), Some((NOT_READY, format!("containerd does not answer: {why}"))))
+            }
         };
+        // A host that could connect no pod must not be given any.
+        if let (None, Err(why)) = (&fault, self.network.ready().await) {
+            fault = Some((NO_NETWORK, format!("pods cannot be connected here: {why}")));
+        }
+        let ready = fault.is_none();
+        let (reason, message) = fault.unwrap_or_default();
         let mut conditions = vec![
             self.memory.condition(
                 "MemoryPressure",
@@ -132,7 +146,8 @@ impl Host {
             info: Some(info(&version)),
             conditions,
             runtime_ready: ready,
-            runtime_message: why,
+            runtime_message: message,
+            not_ready_reason: reason.to_owned(),
         }
     }
 
@@ -149,7 +164,7 @@ impl Host {
                 Ok(()) = settings.changed() => {}
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-            let now = self.look();
+            let now = self.look().await;
             status.send_if_modified(|there| {
                 let changed = *there != now;
                 *there = now;

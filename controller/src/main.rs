@@ -30,6 +30,7 @@ use clap::{Parser, Subcommand};
 use futures_util::FutureExt as _;
 use jiff::SignedDuration;
 use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -195,7 +196,7 @@ fn restore(file: &Path, data_dir: Option<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-fn light_runtime() -> Result<tokio::runtime::Runtime> {
+fn light_runtime() -> Result<Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")
 }
 
@@ -217,17 +218,27 @@ struct Source {
 }
 
 fn serve(settings: Settings, source: Source) -> Result<()> {
-    // Two threads are plenty for a process that mostly waits, and each one more costs memory.
+    // Requests have threads of their own. In one runtime each would wait its turn behind whatever hundreds of
+    // sessions and loops have to do; so the kernel gives it its share of the processor at once.
+    let requests = runtime("requests")?;
+    let done = runtime("main")?.block_on(run(settings, source, requests.handle()));
+    requests.shutdown_background();
+    done
+}
+
+/// Two threads are plenty for what mostly waits, and each one more costs memory.
+fn runtime(name: &str) -> Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
+        .thread_name(name)
         .worker_threads(2)
         .max_blocking_threads(8)
         .enable_all()
         .build()
-        .context("no runtime")?
-        .block_on(run(settings, source))
+        .context("no runtime")
 }
 
-async fn run(settings: Settings, source: Source) -> Result<()> {
+/// `requests` serves the API, all else is here.
+async fn run(settings: Settings, source: Source, requests: &Handle) -> Result<()> {
     let pod_cidr = Range::cluster(&settings.pod_cidr).context("pod-cidr")?;
     let service_cidr =
         AddressRange::beside(&settings.service_cidr, &settings.pod_cidr).context("service-cidr")?;
@@ -238,7 +249,7 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     berth_controller::make_private_directory(data_dir).with_context(unusable)?;
     // First of all: whoever has the database has the directory.
     let store = Store::open(&data_dir.join("berth.db"))?;
-    let api = listen(settings.listen, "listen").await?;
+    let api = requests.spawn(listen(settings.listen, "listen")).await??;
     let agents = listen(settings.agent_listen, "agent-listen").await?;
     let names = server_names(&settings, service_cidr);
     let pki = Arc::new(Pki::open_with(data_dir, &names, api.local_addr()?, settings.certificate_life)?);
@@ -306,7 +317,7 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
     });
     let certificates = certificates::keep(pki.clone());
     parts.spawn(stop.clone().run_until_cancelled_owned(certificates).map(|_| "the certificates' renewal"));
-    parts.spawn(api::serve(api_routes, api, tls, stop.clone()).map(|()| "the API"));
+    parts.spawn_on(api::serve(api_routes, api, tls, stop.clone()).map(|()| "the API"), requests);
 
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -335,7 +346,7 @@ async fn run(settings: Settings, source: Source) -> Result<()> {
             info!(signal, "ending");
             None
         }
-        never = service::watchdog() => match never {},
+        never = service::watchdog(async || drop(requests.spawn(async {}).await)) => match never {},
         // No part ends by itself: without one of them the rest would only seem to work.
         Some(ended) = parts.join_next() => Some(match ended {
             Ok(part) => format!("{part} ended by itself"),

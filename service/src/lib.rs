@@ -109,9 +109,9 @@ fn tell(what: &[NotifyState]) {
     }
 }
 
-/// Says twice in each interval that the runtime's tasks get their turn, if the service manager asks for that
-/// (WatchdogSec=); for ever.
-pub async fn watchdog() -> Infallible {
+/// Says twice in each interval that the runtime's tasks get their turn, and whatever `others` asks answers too, if the
+/// service manager asks for that (WatchdogSec=); for ever.
+pub async fn watchdog(others: impl AsyncFn()) -> Infallible {
     let Some(interval) = sd_notify::watchdog_enabled() else {
         return std::future::pending().await;
     };
@@ -119,6 +119,7 @@ pub async fn watchdog() -> Infallible {
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         beat.tick().await;
+        others().await;
         tell(&[NotifyState::Watchdog]);
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use berth_proto::{Container as Spec, POD_IP, POD_IPS};
+
 use crate::backoff::{self, Restarts};
 use crate::probe::Probe;
 use crate::step::{Exit, Fault};
@@ -255,9 +257,39 @@ pub fn id(uid: &str, container: &str, attempt: u32) -> String {
     format!("{uid}-{}.{hash:08x}-{attempt}", short.trim_end_matches(['-', '.', '_']))
 }
 
+/// The container as it is to be made, now that the pod's addresses are known.
+pub fn addressed(spec: &Spec, ips: &[String]) -> Spec {
+    let fill = |text: &mut String| {
+        if text.contains('\0') {
+            let first = ips.first().map_or("", String::as_str);
+            *text = text.replace(POD_IP, first).replace(POD_IPS, &ips.join(","));
+        }
+    };
+    let mut spec = spec.clone();
+    spec.command.iter_mut().chain(&mut spec.args).for_each(fill);
+    spec.env.iter_mut().map(|variable| &mut variable.value).for_each(fill);
+    spec
+}
+
 #[cfg(test)]
 mod tests {
+    use berth_proto::EnvVar;
+
     use super::*;
+
+    #[test]
+    fn the_addresses_that_the_network_gave_are_filled_in_wherever_they_are_referred_to() {
+        let ips = ["10.1.2.3".to_owned(), "fd00::3".to_owned()];
+        let spec = Spec {
+            args: vec!["--announce".to_owned(), format!("{POD_IP}:6379")],
+            command: vec!["serve".to_owned()],
+            env: vec![EnvVar { name: "ALL".to_owned(), value: format!("<{POD_IPS}>") }],
+            ..Spec::default()
+        };
+        let made = addressed(&spec, &ips);
+        assert_eq!((made.command, made.args[1].as_str()), (spec.command, "10.1.2.3:6379"));
+        assert_eq!(made.env[0].value, "<10.1.2.3,fd00::3>");
+    }
 
     const UID: &str = "0e1a2b3c-1111-2222-3333-444455556666";
 

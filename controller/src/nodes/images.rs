@@ -44,7 +44,7 @@ impl Flights {
 
 impl Images for Nodes {
     fn ensure(&self, node: &str, pod: &Value) -> BoxFuture<'static, Result<(), String>> {
-        let wanted = resolve::images(pod, &Stored(&self.inner.store));
+        let wanted = resolve::images(pod, &Stored(&self.inner.store, &self.inner.links));
         if wanted.images.is_empty() {
             return std::future::ready(Ok(())).boxed();
         }

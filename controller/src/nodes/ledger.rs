@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use super::world::{self, Held, Name, Stored};
+use super::world::{self, Held, Name, ServiceLinks, Stored};
 use crate::store::Store;
 
 /// The lives that this agent holds or was told of.
@@ -84,6 +84,7 @@ impl Ledger {
         name: &Name,
         held: &Held,
         store: &Store,
+        links: &ServiceLinks,
         place: &Place,
         now: Timestamp,
     ) -> Vec<Message> {
@@ -97,7 +98,7 @@ impl Ledger {
             let reported = node_said.into_iter().any(|e| e.uid == record.uid && e.reported);
             match (identity::desired(record, life.as_ref(), reported, &restore), &pod) {
                 (Desired::Run, Some(pod)) => {
-                    let resolved = resolve::resolve(pod, record, place, &Stored(store));
+                    let resolved = resolve::resolve(pod, record, place, &Stored(store, links));
                     let digest = digest(&resolved.assignment);
                     self.note_uses(name, &record.uid, record.epoch, resolved.uses);
                     let entry = self.entry(name, &record.uid, record.epoch);

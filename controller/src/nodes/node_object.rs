@@ -33,18 +33,18 @@ pub fn new(name: &str, status: &NodeStatus, pod_cidr: &str) -> Value {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ready {
     Yes,
-    /// The agent is there, its runtime is not.
-    No(String),
+    /// The agent is there, what it needs is not: reason and message.
+    No(String, String),
     /// There is no session, and why.
     Unknown(String),
 }
 
 impl Ready {
     /// Status, reason and message.
-    fn parts(&self) -> (&'static str, &'static str, &str) {
+    fn parts(&self) -> (&'static str, &str, &str) {
         match self {
             Ready::Yes => ("True", "KubeletReady", "the agent is connected and containerd answers"),
-            Ready::No(why) => ("False", "KubeletNotReady", why),
+            Ready::No(reason, why) => ("False", reason, why),
             Ready::Unknown(why) => ("Unknown", "NodeStatusUnknown", why),
         }
     }
@@ -79,12 +79,13 @@ pub fn status(node: &Value, report: &NodeStatus, version: &str, now: Timestamp) 
         );
     }
     status.insert("daemonEndpoints".into(), json!({"kubeletEndpoint": {"Port": 0}}));
-    let ready = if report.runtime_ready {
-        Ready::Yes
-    } else if report.runtime_message.is_empty() {
-        Ready::No("containerd does not answer".to_owned())
-    } else {
-        Ready::No(report.runtime_message.clone())
+    let said = |said: &str, otherwise: &str| (if said.is_empty() { otherwise } else { said }).to_owned();
+    let ready = match report.runtime_ready {
+        true => Ready::Yes,
+        false => Ready::No(
+            said(&report.not_ready_reason, "KubeletNotReady"),
+            said(&report.runtime_message, "containerd does not answer"),
+        ),
     };
     let mut conditions: Vec<Value> = report
         .conditions

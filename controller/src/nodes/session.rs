@@ -313,7 +313,9 @@ impl Teller {
             while let Ok(note) = heard.try_recv() {
                 self.heard(note, dirty);
             }
-            for message in self.ledger.review(&name, &held, store, place, Timestamp::now()) {
+            for message in
+                self.ledger.review(&name, &held, store, &nodes.inner.links, place, Timestamp::now())
+            {
                 send(out, message).await?;
             }
             for source in self.ledger.take_fresh() {

@@ -3,15 +3,17 @@
 //! A pod's object is always read before its record: whoever finds a bound object and then no record knows
 //! that the record is gone, not that it has yet to be written (both are written in one transaction).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use berth_controller_core::identity::{self, Record, Restore};
-use berth_controller_core::resolve::{Lookups, Use};
+use berth_controller_core::resolve::{Link, Lookups, Use};
 use serde_json::Value;
 
-use crate::store::{Key, Object, Scope, Store};
+use crate::store::{Key, Object, Revision, Scope, Store};
 
 pub const PODS: &str = "pods";
+const SERVICES: &str = "services";
 pub const NODES: &str = "nodes";
 
 /// A pod's name.
@@ -84,10 +86,36 @@ pub fn records_of(store: &Store, node: &str) -> Vec<(Name, Record)> {
 }
 
 /// Lookups out of the store.
-pub struct Stored<'a>(pub &'a Store);
+pub struct Stored<'a>(pub &'a Store, pub &'a ServiceLinks);
 
 impl Lookups for Stored<'_> {
     fn get(&self, wanted: &Use) -> Option<Value> {
         self.0.get(&Key::new(wanted.resource, &wanted.namespace, &wanted.name)).map(|o| o.value())
+    }
+
+    fn links(&self, namespace: &str) -> Arc<[Link]> {
+        self.1.of(self.0, namespace)
+    }
+}
+
+/// What pods are told of Services, read out of the store anew only when a Service has changed: it is asked for with
+/// every pod that is resolved.
+#[derive(Default)]
+pub struct ServiceLinks(Mutex<(Revision, HashMap<String, Arc<[Link]>>)>);
+
+impl ServiceLinks {
+    fn of(&self, store: &Store, namespace: &str) -> Arc<[Link]> {
+        let newest = store.newest(SERVICES);
+        let mut read = super::lock(&self.0);
+        if read.0 != newest {
+            *read = (newest, HashMap::new());
+        }
+        if let Some(links) = read.1.get(namespace) {
+            return links.clone();
+        }
+        let services = store.list(&Scope::namespaced(SERVICES, namespace)).objects;
+        let links: Arc<[Link]> = services.iter().filter_map(|service| Link::of(&service.value())).collect();
+        read.1.insert(namespace.to_owned(), links.clone());
+        links
     }
 }

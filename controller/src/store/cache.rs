@@ -64,6 +64,11 @@ impl Cache {
         self.state().revision
     }
 
+    pub fn newest(&self, resource: &str) -> Revision {
+        let state = self.state();
+        state.resources.get(resource).map_or(state.opened, |resource| *resource.newest.borrow())
+    }
+
     pub fn get(&self, key: &Key) -> Option<Arc<Object>> {
         self.state().resources.get(&*key.resource)?.get(&key.namespace, &key.name).cloned()
     }

@@ -142,6 +142,11 @@ impl Store {
         self.cache.revision()
     }
 
+    /// The revision of the newest change of a kind of object.
+    pub fn newest(&self, resource: &str) -> Revision {
+        self.cache.newest(resource)
+    }
+
     /// The oldest revision that a watch of this scope may start after.
     pub fn oldest(&self, scope: &Scope) -> Revision {
         self.cache.oldest(scope)

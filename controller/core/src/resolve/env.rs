@@ -1,5 +1,6 @@
 //! A container's environment, in the order Kubernetes builds it: `envFrom` first, then `env`, where each
-//! variable may refer to those before it, and a later one of the same name replaces the earlier.
+//! variable may refer to those before it, and a later one of the same name replaces the earlier. All may refer to what
+//! names Services, which comes last, where there is none of that name.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +15,13 @@ use crate::object;
 pub(super) struct Environment {
     order: Vec<String>,
     values: BTreeMap<String, String>,
+    links: BTreeMap<String, String>,
 }
 
 impl Environment {
     pub fn of(container: &Value, subject: &Subject, sources: &Sources) -> Result<Environment, String> {
-        let mut env = Environment { order: Vec::new(), values: BTreeMap::new() };
+        let mut env =
+            Environment { order: Vec::new(), values: BTreeMap::new(), links: subject.links.clone() };
         for from in list(&container["envFrom"]) {
             env.add_all(from, sources)?;
         }
@@ -29,7 +32,7 @@ impl Environment {
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(String::as_str)
+        self.values.get(name).or_else(|| self.links.get(name)).map(String::as_str)
     }
 
     pub fn expand(&self, input: &str) -> String {
@@ -37,6 +40,11 @@ impl Environment {
     }
 
     pub fn into_variables(mut self) -> Vec<EnvVar> {
+        for (name, value) in std::mem::take(&mut self.links) {
+            if !self.values.contains_key(&name) {
+                self.set(name, value);
+            }
+        }
         let order = std::mem::take(&mut self.order);
         order
             .into_iter()
@@ -171,8 +179,8 @@ fn field(path: &str, subject: &Subject) -> Result<String, String> {
         "spec.serviceAccountName" => text(&pod["spec"]["serviceAccountName"]),
         "status.hostIP" => first(&subject.place.host_ips),
         "status.hostIPs" => subject.place.host_ips.join(","),
-        "status.podIP" => first(&subject.pod_ips()),
-        "status.podIPs" => subject.pod_ips().join(","),
+        "status.podIP" => subject.pod_ips().0,
+        "status.podIPs" => subject.pod_ips().1,
         other => return Err(format!("unsupported fieldPath: {other}")),
     })
 }

@@ -8,12 +8,14 @@ mod container;
 mod env;
 mod expand;
 mod images;
+mod links;
 mod registry;
 pub mod resources;
 mod volumes;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use berth_proto::{Assignment, Dns, HostAlias, Network, PodRef, PodSecurity};
 use serde_json::Value;
@@ -22,6 +24,7 @@ use crate::identity::Record;
 use crate::object;
 
 pub use images::images;
+pub use links::{Link, LinkPort};
 pub use volumes::nfs_source;
 
 #[cfg(test)]
@@ -43,6 +46,9 @@ pub struct Use {
 /// Gives objects as they are now.
 pub trait Lookups {
     fn get(&self, wanted: &Use) -> Option<Value>;
+
+    /// The Services of a namespace that have an address. Which there are is no [`Use`]: nothing is made anew for it.
+    fn links(&self, namespace: &str) -> Arc<[Link]>;
 }
 
 /// What the pod's place adds to it.
@@ -69,7 +75,8 @@ pub struct Resolved {
 pub fn resolve(pod: &Value, record: &Record, place: &Place, lookups: &dyn Lookups) -> Resolved {
     let sources = Sources { lookups, namespace: object::namespace(pod), uses: RefCell::default() };
     let spec = &pod["spec"];
-    let subject = Subject { pod, record, place };
+    let links = links::of_pod(pod, sources.namespace, |namespace| lookups.links(namespace));
+    let subject = Subject { pod, record, place, links };
     let volumes = volumes::volumes(&subject, &sources);
     let of_host = on_host_network(pod);
     let named = full_hostname(pod, place);
@@ -122,19 +129,18 @@ struct Subject<'a> {
     pod: &'a Value,
     record: &'a Record,
     place: &'a Place,
+    /// Variables that name Services.
+    links: BTreeMap<String, String>,
 }
 
 impl Subject<'_> {
-    /// The pod's addresses without prefix length.
-    fn pod_ips(&self) -> Vec<String> {
+    /// The pod's main address, and all of them. On a network of its own, only its host knows what it got.
+    fn pod_ips(&self) -> (String, String) {
         if on_host_network(self.pod) {
-            return self.place.host_ips.clone();
+            let ips = &self.place.host_ips;
+            return (ips.first().cloned().unwrap_or_default(), ips.join(","));
         }
-        if self.record.address.is_empty() {
-            let reported = list(&self.pod["status"]["podIPs"]).map(|ip| text(&ip["ip"]));
-            return reported.collect();
-        }
-        vec![self.record.address.split('/').next().unwrap_or_default().to_owned()]
+        (berth_proto::POD_IP.to_owned(), berth_proto::POD_IPS.to_owned())
     }
 }
 

@@ -20,6 +20,13 @@ impl Lookups for There {
     fn get(&self, wanted: &Use) -> Option<Value> {
         self.0.get(&format!("{}/{}", wanted.resource, wanted.name)).cloned()
     }
+
+    fn links(&self, namespace: &str) -> Arc<[Link]> {
+        let mut services: Vec<_> = self.0.iter().filter(|(at, _)| at.starts_with("services/")).collect();
+        services.sort_by_key(|(at, _)| *at);
+        let of = services.into_iter().filter(|(_, s)| s["metadata"]["namespace"] == namespace);
+        of.filter_map(|(_, service)| Link::of(service)).collect()
+    }
 }
 
 fn place() -> Place {
@@ -179,8 +186,9 @@ fn the_downward_api_knows_pod_and_host() {
         ("metadata.labels['none']", ""),
         ("spec.nodeName", "n1"),
         ("spec.serviceAccountName", "sa"),
-        ("status.podIP", "10.42.0.9"),
-        ("status.podIPs", "10.42.0.9"),
+        // Its host fills in what its network gave.
+        ("status.podIP", berth_proto::POD_IP),
+        ("status.podIPs", berth_proto::POD_IPS),
         ("status.hostIP", "192.0.2.1"),
         ("status.hostIPs", "192.0.2.1,2001:db8::1"),
     ];
@@ -436,4 +444,90 @@ fn a_pods_images_are_known_before_it_has_a_host() {
     assert_eq!(named, [("a:1", "Never"), ("b:1", "IfNotPresent"), ("c", "Always")]);
     assert_eq!(wanted.registry_auth.len(), 1);
     assert_eq!(wanted.registry_auth[0].registry, "reg.example");
+}
+
+fn service(namespace: &str, name: &str, address: &str, ports: Value) -> Value {
+    json!({"metadata": {"namespace": namespace, "name": name}, "spec": {"clusterIP": address, "ports": ports}})
+}
+
+/// Two Services of the pod's namespace, one headless, one of another namespace, and the API's.
+fn services() -> There {
+    let one = json!([{"port": 80}]);
+    There::default()
+        .with("services/plain", service("shop", "redis-svc", "10.43.0.7", json!([{"port": 6379, "protocol": "TCP"}])))
+        .with(
+            "services/named",
+            service("shop", "dns", "fd00::7", json!([
+                {"name": "dns-tcp", "port": 53, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"},
+            ])),
+        )
+        .with("services/headless", service("shop", "nginx", "None", one.clone()))
+        .with("services/other", service("default", "web", "10.43.0.8", one))
+        .with("services/api", service("default", "kubernetes", "10.43.0.1", json!([{"name": "https", "port": 443}])))
+}
+
+#[test]
+fn services_with_an_address_are_in_the_environment_as_kubernetes_has_them() {
+    let container = one(json!({"name": "c", "image": "i"}), &services());
+    assert_eq!(
+        variables(&container),
+        [
+            ("DNS_PORT", "tcp://[fd00::7]:53"),
+            ("DNS_PORT_53_TCP", "tcp://[fd00::7]:53"),
+            ("DNS_PORT_53_TCP_ADDR", "fd00::7"),
+            ("DNS_PORT_53_TCP_PORT", "53"),
+            ("DNS_PORT_53_TCP_PROTO", "tcp"),
+            ("DNS_PORT_53_UDP", "udp://[fd00::7]:53"),
+            ("DNS_PORT_53_UDP_ADDR", "fd00::7"),
+            ("DNS_PORT_53_UDP_PORT", "53"),
+            ("DNS_PORT_53_UDP_PROTO", "udp"),
+            ("DNS_SERVICE_HOST", "fd00::7"),
+            ("DNS_SERVICE_PORT", "53"),
+            ("DNS_SERVICE_PORT_DNS", "53"),
+            ("DNS_SERVICE_PORT_DNS_TCP", "53"),
+            ("KUBERNETES_PORT", "tcp://10.43.0.1:443"),
+            ("KUBERNETES_PORT_443_TCP", "tcp://10.43.0.1:443"),
+            ("KUBERNETES_PORT_443_TCP_ADDR", "10.43.0.1"),
+            ("KUBERNETES_PORT_443_TCP_PORT", "443"),
+            ("KUBERNETES_PORT_443_TCP_PROTO", "tcp"),
+            ("KUBERNETES_SERVICE_HOST", "10.43.0.1"),
+            ("KUBERNETES_SERVICE_PORT", "443"),
+            ("KUBERNETES_SERVICE_PORT_HTTPS", "443"),
+            ("REDIS_SVC_PORT", "tcp://10.43.0.7:6379"),
+            ("REDIS_SVC_PORT_6379_TCP", "tcp://10.43.0.7:6379"),
+            ("REDIS_SVC_PORT_6379_TCP_ADDR", "10.43.0.7"),
+            ("REDIS_SVC_PORT_6379_TCP_PORT", "6379"),
+            ("REDIS_SVC_PORT_6379_TCP_PROTO", "tcp"),
+            ("REDIS_SVC_SERVICE_HOST", "10.43.0.7"),
+            ("REDIS_SVC_SERVICE_PORT", "6379"),
+        ]
+    );
+}
+
+#[test]
+fn a_pod_that_wants_no_links_still_hears_of_the_api() {
+    let spec = json!({"enableServiceLinks": false, "containers": [{"name": "c", "image": "i"}]});
+    let made = made(spec, &services());
+    let names: Vec<_> = variables(&made.assignment.containers[0]).into_iter().map(|(name, _)| name).collect();
+    assert!(names.contains(&"KUBERNETES_SERVICE_HOST"), "{names:?}");
+    assert!(names.iter().all(|name| name.starts_with("KUBERNETES_")), "{names:?}");
+}
+
+#[test]
+fn what_the_pod_says_itself_wins_over_links_and_may_refer_to_them() {
+    let env = json!([
+        {"name": "URL", "value": "redis://$(REDIS_SVC_SERVICE_HOST)"},
+        {"name": "REDIS_SVC_PORT", "value": "6379"},
+    ]);
+    let container =
+        one(json!({"name": "c", "image": "i", "env": env, "args": ["$(REDIS_SVC_PORT)"]}), &services());
+    assert_eq!(&variables(&container)[..2], [("URL", "redis://10.43.0.7"), ("REDIS_SVC_PORT", "6379")]);
+    assert_eq!(container.args, ["6379"]);
+    assert_eq!(variables(&container).iter().filter(|(name, _)| *name == "REDIS_SVC_PORT").count(), 1);
+}
+
+#[test]
+fn a_service_that_comes_or_goes_makes_no_assignment_anew() {
+    let spec = json!({"containers": [{"name": "c", "image": "i"}]});
+    assert!(made(spec, &services()).uses.is_empty());
 }
