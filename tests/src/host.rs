@@ -87,6 +87,14 @@ impl Host {
         self.run("ctr", &all)
     }
 
+    /// The first process of a container, as the machine numbers it.
+    pub fn process_of(&self, container: &str) -> Result<i32> {
+        let tasks = self.ctr(&["task", "ls"])?;
+        let line =
+            tasks.lines().find(|line| line.starts_with(container)).context("the container has no task")?;
+        line.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()).context("ctr task ls")
+    }
+
     /// Whether something accepts connections on this port of the host's loopback.
     pub fn listens(&self, port: u16) -> Result<bool> {
         let namespace = File::open(format!("/proc/{}/ns/net", self.holder()?))?;

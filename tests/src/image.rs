@@ -185,6 +185,16 @@ pub fn etcd(dir: &Path) -> Result<PathBuf> {
     })
 }
 
+/// A name server out of the distribution's own package, as `docker.io/library/dnsmasq:2`.
+pub fn dnsmasq(dir: &Path) -> Result<PathBuf> {
+    kept(dir, "dnsmasq", |root, out| {
+        busybox_root(root)?;
+        unpack(&["dnsmasq-base"], root)?;
+        let config = Config { cmd: vec!["dnsmasq".into()], env: vec![PATH.into()], ..Config::default() };
+        archive(root, &["docker.io/library/dnsmasq:2"], &config, out)
+    })
+}
+
 /// Unpacks packages and the libraries they need into `root`.
 fn unpack(names: &[&str], root: &Path) -> Result<()> {
     let debs = root.with_extension("debs");

@@ -1,7 +1,8 @@
 //! Asking an agent for a name, as its pods do, and how long a change takes to be answered on every host.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,9 @@ use crate::wait;
 
 /// Where every agent answers, on its own host.
 const SERVER: (Ipv4Addr, u16) = (Ipv4Addr::new(169, 254, 53, 53), 53);
+/// Types of records.
+pub const ADDRESS: u16 = 1;
+pub const TEXT: u16 = 16;
 /// An answer from the same host takes less.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Between questions while a change is waited for: what a measurement is precise to.
@@ -24,42 +28,98 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Asks one host's agent.
 pub struct Asker {
     socket: UdpSocket,
+    /// Whose network it is in.
+    process: i32,
+}
+
+/// Makes a socket in the network of a process. It belongs to the namespace of the thread that makes it: only that
+/// thread goes inside.
+fn in_network_of<T: Send + 'static>(
+    process: i32,
+    make: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let namespace = File::open(format!("/proc/{process}/ns/net"))?;
+    let made = std::thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        make()
+    });
+    made.join().map_err(|_| anyhow::anyhow!("the connecting thread panicked"))?
 }
 
 impl Asker {
     /// On this host, whichever thread asks then.
     pub fn on(host: &Host) -> Result<Asker> {
-        let namespace = File::open(format!("/proc/{}/ns/net", host.holder()?))?;
-        // A socket belongs to the namespace of the thread that made it: only this thread goes inside.
-        let made = std::thread::spawn(move || -> Result<UdpSocket> {
-            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        Asker::in_network_of(host.holder()?)
+    }
+
+    /// From a pod.
+    pub fn within(cluster: &Cluster, pod: &str) -> Result<Asker> {
+        Asker::in_network_of(cluster.process_of(pod)?)
+    }
+
+    fn in_network_of(process: i32) -> Result<Asker> {
+        let socket = in_network_of(process, || {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.connect(SERVER)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             Ok(socket)
-        });
-        let socket = made.join().map_err(|_| anyhow::anyhow!("the binding thread panicked"))??;
-        Ok(Asker { socket })
+        })?;
+        Ok(Asker { socket, process })
+    }
+
+    /// How many answers there are of a type, whether there would be more than a datagram holds, and how long the
+    /// message is: over TCP or not, as a client that says nothing of its abilities.
+    pub fn count(&self, name: &str, kind: u16, tcp: bool) -> Result<(u16, bool, usize)> {
+        let question = question(name, kind);
+        let answer = match tcp {
+            true => over_tcp(self.process, question)?,
+            false => {
+                self.socket.send(&question)?;
+                let mut buffer = vec![0; 4096];
+                let length =
+                    self.socket.recv(&mut buffer).with_context(|| format!("no answer for {name}"))?;
+                buffer[..length].to_vec()
+            }
+        };
+        let header = answer.get(..12).with_context(|| format!("not an answer: {answer:?}"))?;
+        Ok((u16::from_be_bytes([header[6], header[7]]), header[2] & 2 != 0, answer.len()))
     }
 
     /// The address of a whole name; None: there is no such name.
     pub fn ask(&self, name: &str) -> Result<Option<Ipv4Addr>> {
-        self.socket.send(&question(name))?;
+        self.socket.send(&question(name, ADDRESS))?;
         let mut buffer = [0; 1500];
         let length = self.socket.recv(&mut buffer).with_context(|| format!("no answer for {name}"))?;
         first_address(&buffer[..length])
     }
 }
 
-fn question(name: &str) -> Vec<u8> {
+fn over_tcp(process: i32, question: Vec<u8>) -> Result<Vec<u8>> {
+    in_network_of(process, move || {
+        let mut stream = TcpStream::connect(SERVER)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut framed = u16::try_from(question.len())?.to_be_bytes().to_vec();
+        framed.extend(question);
+        stream.write_all(&framed)?;
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let mut answer = vec![0; u16::from_be_bytes(length).into()];
+        stream.read_exact(&mut answer)?;
+        Ok(answer)
+    })
+}
+
+fn question(name: &str, kind: u16) -> Vec<u8> {
     // An id, one question, recursion desired.
     let mut message = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.').filter(|label| !label.is_empty()) {
         message.push(label.len() as u8);
         message.extend_from_slice(label.as_bytes());
     }
-    // The root; A; IN.
-    message.extend_from_slice(&[0, 0, 1, 0, 1]);
+    // The root; the type; IN.
+    message.push(0);
+    message.extend_from_slice(&kind.to_be_bytes());
+    message.extend_from_slice(&[0, 1]);
     message
 }
 

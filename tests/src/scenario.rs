@@ -127,6 +127,13 @@ impl Cluster {
         self.kubectl.field(object, ".metadata.uid")
     }
 
+    /// A process of a pod, as the machine numbers it.
+    pub fn process_of(&self, pod: &str) -> Result<i32> {
+        let container = self.container_id(pod)?;
+        let id = container.rsplit('/').next().unwrap_or_default();
+        self.host_of(pod)?.process_of(id)
+    }
+
     /// The container of a pod as containerd knows it.
     pub fn container_id(&self, pod: &str) -> Result<String> {
         self.kubectl.field(&format!("pod {pod}"), ".status.containerStatuses[0].containerID")

@@ -181,3 +181,30 @@ fn a_pod_on_its_hosts_network_is_the_host_and_a_host_port_leads_to_its_pod() {
     wait::until_true("the port leads there no more", Duration::from_secs(30), || Ok(get(8091).is_err()))
         .unwrap();
 }
+
+#[test]
+fn a_host_without_the_plugins_of_its_network_is_not_ready_until_they_are_there() {
+    let cluster = Cluster::for_test().unwrap();
+    let host = cluster.host().unwrap();
+    let ready = |field: &str| format!(".status.conditions[?(@.type==\"Ready\")].{field}");
+    let dirs: Vec<&str> = ["/opt/cni/bin", "/usr/lib/cni"]
+        .into_iter()
+        .filter(|dir| std::path::Path::new(dir).is_dir())
+        .collect();
+    // Hidden on this host, and nowhere else. It looks for them every ten seconds.
+    for dir in &dirs {
+        host.run("mount", &["-t", "tmpfs", "tmpfs", dir]).unwrap();
+    }
+    cluster.becomes("node node1", &ready("reason"), "NetworkPluginNotReady").unwrap();
+    let (status, why) = ready_condition(&cluster, "node1");
+    assert_eq!(status, "False");
+    assert!(why.contains("ptp") && why.contains("install containernetworking-plugins"), "{why}");
+    cluster.kubectl.apply(&pod("waits", STAY, "", "")).unwrap();
+    cluster.event("waits", "FailedScheduling", "node(s)").unwrap();
+    assert_eq!(cluster.kubectl.field("pod waits", ".spec.nodeName").unwrap(), "");
+    for dir in &dirs {
+        host.run("umount", &[dir]).unwrap();
+    }
+    cluster.becomes("node node1", &ready("status"), "True").unwrap();
+    cluster.ready("waits").unwrap();
+}

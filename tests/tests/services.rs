@@ -224,6 +224,11 @@ fn where_an_operator_configures_the_network_names_lead_to_the_addresses_it_gives
     for pod in PODS {
         let ip = cluster.ip(pod).unwrap();
         assert!(ip.starts_with("10.88.0."), "{ip}");
+        // Also where the pod itself is told of it.
+        assert_eq!(
+            cluster.sh(pod, "cat /proc/1/environ | tr '\\0' '\\n' | grep ^MY_IP=").unwrap(),
+            format!("MY_IP={ip}")
+        );
         let said = cluster.sh("who-0", &format!("nslookup {pod}.who.default.svc.cluster.local")).unwrap();
         assert!(said.contains(&format!("Address: {ip}")), "{said}");
         assert_eq!(ask(&cluster, "who-0", &format!("{pod}.who:8080"), 1)[0].0, pod);

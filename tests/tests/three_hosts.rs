@@ -16,10 +16,25 @@ fn the_examples_behave_on_three_hosts_as_on_one() {
     for name in ["classes.yaml", "httpd-class.yaml", "httpd-rbac.yaml"] {
         cluster.apply_example(name).unwrap();
     }
-    for name in ["kubia.yaml", "httpd.yaml", "namespace.yaml", "redis-service.yaml", "nginx.yaml"] {
+    for name in [
+        "kubia.yaml",
+        "httpd.yaml",
+        "namespace.yaml",
+        "redis-service.yaml",
+        "redis-claims.yaml",
+        "redis.yaml",
+        "nginx.yaml",
+    ] {
         cluster.apply_example(name).unwrap();
     }
-    for (set, replicas) in [("kubia", 3), ("statefulset-test", 3), ("redis-sts", 2), ("web", 3)] {
+    for (set, replicas) in [
+        ("kubia", 3),
+        ("statefulset-test", 3),
+        ("redis-sts", 2),
+        ("redis-pv-sts", 2),
+        ("redis", 2),
+        ("web", 3),
+    ] {
         cluster.settled(set, replicas).unwrap();
     }
     for set in ["kubia", "web"] {
@@ -31,6 +46,7 @@ fn the_examples_behave_on_three_hosts_as_on_one() {
     a_page_of_its_own_per_pod(&cluster);
     the_plain_service_balances(&cluster);
     the_namespace_experiment(&cluster);
+    every_redis_keeps_its_own_data(&cluster);
 }
 
 /// `nslookup`, `ping` and HTTP by `pod.service`.
@@ -133,4 +149,26 @@ fn the_namespace_experiment(cluster: &Cluster) {
         Ok(cluster.sh("web-2", line).is_ok_and(|page| page == "statefulset-test-1"))
     })
     .unwrap();
+}
+
+/// Each pod has a claim of its own, and finds in it what it wrote there after it was replaced.
+fn every_redis_keeps_its_own_data(cluster: &Cluster) {
+    for (set, service) in [("redis-pv-sts", None), ("redis", Some("redis"))] {
+        let pods = [0, 1].map(|n| format!("{set}-{n}"));
+        let hosts: BTreeSet<_> = pods.iter().map(|pod| cluster.host_of(pod).unwrap().name.clone()).collect();
+        assert_eq!(hosts.len(), 2, "{set}: {hosts:?}");
+        for pod in &pods {
+            assert_eq!(cluster.sh(pod, "redis-cli set who $HOSTNAME && redis-cli save").unwrap(), "OK\nOK");
+        }
+        cluster.kubectl.run(&format!("delete pod {}", pods.join(" "))).unwrap();
+        cluster.settled(set, 2).unwrap();
+        for pod in &pods {
+            assert_eq!(&cluster.sh(pod, "redis-cli get who").unwrap(), pod);
+            if let Some(service) = service {
+                let said = cluster
+                    .sh("web-2", &format!("echo get who | nc {pod}.{service} 6379 & sleep 1; kill $!"));
+                assert!(said.unwrap().contains(pod.as_str()), "from another host");
+            }
+        }
+    }
 }

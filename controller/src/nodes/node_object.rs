@@ -184,6 +184,26 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_is_not_ready_says_in_its_own_words_why() {
+        let node = new("n", &report(), "10.42.0.0/24");
+        let ready = |report: &NodeStatus| status(&node, report, "v", at(10))["conditions"][0].clone();
+        let told = NodeStatus {
+            runtime_ready: false,
+            not_ready_reason: "NetworkPluginNotReady".to_owned(),
+            runtime_message: "no ptp".to_owned(),
+            ..report()
+        };
+        let condition = ready(&told);
+        assert_eq!(
+            (&condition["status"], &condition["reason"]),
+            (&json!("False"), &json!("NetworkPluginNotReady"))
+        );
+        assert_eq!(condition["message"], "no ptp");
+        let silent = ready(&NodeStatus { runtime_ready: false, ..report() });
+        assert_eq!(silent["reason"], "KubeletNotReady");
+    }
+
+    #[test]
     fn without_a_session_all_conditions_are_unknown_since_then() {
         let mut node = new("n", &report(), "10.42.0.0/24");
         node["status"] = status(&node, &report(), "v", at(10));

@@ -311,7 +311,7 @@ fn update_one(cluster: &Cluster, host: &Host) -> Result<f64> {
     ])?;
     let old = kubectl.field("pod ten-9", ".metadata.uid")?;
     let container = kubectl.field("pod ten-9", ".status.containerStatuses[0].containerID")?;
-    let process = process_of(host, container.trim_start_matches("containerd://"))?;
+    let process = host.process_of(container.trim_start_matches("containerd://"))?;
     let watch = Watch::start(cluster, TEN_9)?;
     // Half a millisecond is near enough; not a reader's wake-up but the process itself is looked at.
     let ended = std::thread::spawn(move || {
@@ -325,13 +325,6 @@ fn update_one(cluster: &Cluster, host: &Host) -> Result<f64> {
     let ready = watch.until("the updated pod Ready", |e| ready_again(e, &old))?;
     let ended = ended.join().map_err(|_| anyhow::anyhow!("looking at the old process panicked"))?;
     Ok(ready.saturating_duration_since(ended).as_secs_f64() * 1000.0)
-}
-
-/// The pid of a container's first process.
-fn process_of(host: &Host, container: &str) -> Result<i32> {
-    let tasks = host.ctr(&["task", "ls"])?;
-    let line = tasks.lines().find(|line| line.starts_with(container)).context("the container has no task")?;
-    line.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()).context("ctr task ls")
 }
 
 /// Gone, or left for its parent to notice.

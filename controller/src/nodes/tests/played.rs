@@ -198,6 +198,7 @@ pub(super) fn host() -> NodeStatus {
         conditions: vec![],
         runtime_ready: true,
         runtime_message: String::new(),
+        not_ready_reason: String::new(),
     }
 }
 
