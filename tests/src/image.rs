@@ -249,7 +249,7 @@ fn closure(packages: &[&str]) -> Result<Vec<String>> {
             && (p.starts_with("lib")
                 || p.starts_with("zlib")
                 || programs.iter().any(|program| p.starts_with(program)))
-            && !["libpam", "libdb", "libselinux", "libsemanage", "libsepol", "libaudit"]
+            && !["libpam", "libdb5", "libselinux", "libsemanage", "libsepol", "libaudit"]
                 .iter()
                 .any(|x| p.starts_with(x))
     };

@@ -32,6 +32,7 @@ spec:
     args:
     - --log-queries
     - --local-ttl=60
+    - --local=/example/
     - --listen-address={address}
     - --bind-interfaces
     - --host-record=one.example,192.0.2.1

@@ -15,7 +15,7 @@ use super::model::{
     Check, Committed, Event, EventKind, Key, List, Object, Prepared, PreparedWrite, Revision, Scope,
 };
 
-/// How much history a resource keeps: bytes in events, besides as many as its objects have, so that a
+/// How much history a resource keeps: bytes in events, besides half as many as its objects have, so that a
 /// small cluster stays small and a big one's watchers have time; but always the newest few events.
 const RING_BYTES: usize = 2 << 20;
 const RING_MIN: usize = 16;
@@ -304,7 +304,7 @@ impl Resource {
         self.object_bytes -= event.previous.as_ref().map_or(0, |o| o.weight());
         self.ring_bytes += event.object.weight();
         self.ring.push_back(event);
-        while self.ring.len() > RING_MIN && self.ring_bytes > RING_BYTES + self.object_bytes {
+        while self.ring.len() > RING_MIN && self.ring_bytes > RING_BYTES + self.object_bytes / 2 {
             let Some(oldest) = self.ring.pop_front() else { break };
             self.ring_bytes -= oldest.object.weight();
             self.floor = oldest.revision;
