@@ -257,17 +257,22 @@ pub fn id(uid: &str, container: &str, attempt: u32) -> String {
     format!("{uid}-{}.{hash:08x}-{attempt}", short.trim_end_matches(['-', '.', '_']))
 }
 
+/// Whether it can only be made once the pod's addresses are known.
+pub fn wants_addresses(spec: &Spec) -> bool {
+    let values = spec.env.iter().map(|variable| &variable.value);
+    spec.command.iter().chain(&spec.args).chain(values).any(|text| text.contains('\0'))
+}
+
 /// The container as it is to be made, now that the pod's addresses are known.
 pub fn addressed(spec: &Spec, ips: &[String]) -> Spec {
-    let fill = |text: &mut String| {
-        if text.contains('\0') {
-            let first = ips.first().map_or("", String::as_str);
-            *text = text.replace(POD_IP, first).replace(POD_IPS, &ips.join(","));
-        }
-    };
     let mut spec = spec.clone();
-    spec.command.iter_mut().chain(&mut spec.args).for_each(fill);
-    spec.env.iter_mut().map(|variable| &mut variable.value).for_each(fill);
+    if wants_addresses(&spec) {
+        let (first, all) = (ips.first().map_or("", String::as_str), ips.join(","));
+        let values = spec.env.iter_mut().map(|variable| &mut variable.value);
+        for text in spec.command.iter_mut().chain(&mut spec.args).chain(values) {
+            *text = text.replace(POD_IP, first).replace(POD_IPS, &all);
+        }
+    }
     spec
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use berth_proto::{Assignment, Container as Spec};
 
-use crate::container::{Container, Phase, Progress, Running, Work};
+use crate::container::{Container, Phase, Progress, Running, Work, wants_addresses};
 use crate::observed::{LEAST_AFTER_PRE_STOP, Observed, wants_restart};
 use crate::probe::Kind;
 use crate::step::Step;
@@ -283,7 +283,9 @@ impl<'a> Plan<'a> {
                 }
                 Phase::Absent | Phase::Ended(_) => {
                     let Some(at) = self.launch_at(spec, container) else { continue };
-                    let here = ready && container.image.is_done();
+                    // Made while the network is (that takes milliseconds), unless it is to be told the address.
+                    let known = self.observed.network.is_done() || !wants_addresses(spec);
+                    let here = ready && container.image.is_done() && known;
                     if at > self.now || !here || making || container.remains.contains_key(&attempt) {
                         continue;
                     }

@@ -62,6 +62,19 @@ fn a_container_is_made_while_the_network_is_connected_and_started_after() {
 }
 
 #[test]
+fn a_container_that_is_told_the_pods_address_is_made_once_there_is_one() {
+    let mut told = pod(&["a"]);
+    told.containers[0].args = vec![format!("--announce={}", berth_proto::POD_IP)];
+    let mut world = World::new(told);
+    world.hold = |step| matches!(step, Step::Connect);
+    world.settle();
+    assert_eq!(world.container("a").phase, Phase::Absent);
+    world.hold = |_| false;
+    world.settle();
+    assert!(world.container("a").running().is_some());
+}
+
+#[test]
 fn init_containers_run_one_after_another_and_before_the_others() {
     let mut pod = pod(&["main"]);
     pod.init_containers = vec![container("first"), container("second")];
