@@ -326,8 +326,17 @@ impl RealHost {
         let terminal = spec.tty.then_some(Terminal { stdin });
         let mounts = self.mounts(uid, assignment, spec, message_file)?;
         let id = container::id(uid, name, attempt);
-        let spec = &container::addressed(spec, &subjects.ips);
-        let spec = container_spec(pod, assignment, spec, attempt, id, image, mounts, &self.cgroups, log);
+        let spec = container_spec(
+            pod,
+            assignment,
+            &container::addressed(spec, &subjects.ips),
+            attempt,
+            id,
+            image,
+            mounts,
+            &self.cgroups,
+            log,
+        );
         let spec = ContainerSpec { namespaces: self.network.namespaces(uid), terminal, ..spec };
         self.insist(|| self.runtime.create(&spec)).await.map_err(fault)
     }

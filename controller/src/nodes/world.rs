@@ -101,7 +101,10 @@ impl Lookups for Stored<'_> {
 /// What pods are told of Services, read out of the store anew only when a Service has changed: it is asked for with
 /// every pod that is resolved.
 #[derive(Default)]
-pub struct ServiceLinks(Mutex<(Revision, HashMap<String, Arc<[Link]>>)>);
+pub struct ServiceLinks(Mutex<ReadLinks>);
+
+/// Up to which revision of Services, and those of each namespace that was asked for.
+type ReadLinks = (Revision, HashMap<String, Arc<[Link]>>);
 
 impl ServiceLinks {
     fn of(&self, store: &Store, namespace: &str) -> Arc<[Link]> {
