@@ -265,7 +265,7 @@ fn closure(packages: &[&str]) -> Result<Vec<String>> {
 }
 
 /// Makes `<dir>/<name>.tar` once: concurrent makers each make their own and the last rename wins.
-fn kept(dir: &Path, name: &str, make: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<PathBuf> {
+pub fn kept(dir: &Path, name: &str, make: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<PathBuf> {
     let path = dir.join(format!("{name}.tar"));
     if path.exists() {
         return Ok(path);

@@ -16,12 +16,17 @@ struct Args {
 enum Sub {
     /// Boots and installs a lab, and leaves it running.
     Up {
-        /// Two machines in place of five.
+        /// Two machines in place of five: the controller is the NFS server too, and there is one host.
         #[arg(long)]
         small: bool,
     },
     /// Runs scenarios, on the lab that is up or on one made for them.
-    Run { scenarios: Vec<String> },
+    Run {
+        scenarios: Vec<String>,
+        /// Leave the machines running that were made for them.
+        #[arg(long)]
+        keep: bool,
+    },
     /// A shell on a machine.
     Shell { machine: String },
     /// kubectl on the lab's cluster.
@@ -38,7 +43,7 @@ enum Sub {
 fn main() -> Result<()> {
     match Args::parse().command {
         Sub::Up { small } => {
-            Lab::up(if small { Size::Small } else { Size::Full })?;
+            Lab::up(if small { Size::SMALL } else { Size::FULL })?;
             println!("The lab is up. Go on with:");
             println!("  make lab SCENARIO=smoke            one of: {}", names());
             println!("  make lab-shell HOST=node1          a shell on a machine (controller, nfs, node1...)");
@@ -46,7 +51,7 @@ fn main() -> Result<()> {
             println!("  make lab-down                      removes it");
             Ok(())
         }
-        Sub::Run { scenarios } => run(&scenarios),
+        Sub::Run { scenarios, keep } => run(&scenarios, keep),
         Sub::Shell { machine } => up()?.shell(&machine),
         Sub::Kubectl { args } => {
             let lab = up()?;
@@ -54,8 +59,8 @@ fn main() -> Result<()> {
             std::process::exit(status.code().unwrap_or(1));
         }
         Sub::List => {
-            for Scenario { name, what, .. } in ALL {
-                println!("{name:12} {what}");
+            for Scenario { name, what, size, .. } in ALL {
+                println!("{name:20} {} machines  {what}", size.machines());
             }
             Ok(())
         }
@@ -71,17 +76,16 @@ fn up() -> Result<Lab> {
     Lab::existing()?.context("no lab is up: make lab")
 }
 
-fn run(names_given: &[String]) -> Result<()> {
+fn run(names_given: &[String], keep: bool) -> Result<()> {
     let mut scenarios = Vec::new();
     for name in names_given {
         let found = ALL.iter().find(|scenario| scenario.name == name);
         scenarios.push(found.with_context(|| format!("there is no scenario {name:?}, but: {}", names()))?);
     }
-    let full = scenarios.iter().any(|scenario| scenario.size == Size::Full);
+    let size = scenarios.iter().fold(Size::SMALL, |size, scenario| size.and(scenario.size));
     let (lab, made) = match Lab::existing()? {
         Some(lab) => (lab, false),
         None => {
-            let size = if full { Size::Full } else { Size::Small };
             let up = Lab::up(size);
             if up.is_err() {
                 // What there is of it may tell more; it is removed with the next one.
@@ -90,7 +94,7 @@ fn run(names_given: &[String]) -> Result<()> {
             (up?, true)
         }
     };
-    if full && lab.nodes().len() < 3 {
+    if lab.size.and(size) != lab.size {
         bail!("the lab that is up has too few machines: make lab-down, and again");
     }
     let mut failed = Vec::new();
@@ -105,7 +109,7 @@ fn run(names_given: &[String]) -> Result<()> {
             }
         }
     }
-    if made {
+    if made && !keep {
         Lab::down()?;
     }
     if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }

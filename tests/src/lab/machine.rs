@@ -92,7 +92,8 @@ impl Machine {
         command.args(["-display", "none", "-nodefaults", "-no-user-config", "-device", "virtio-rng-pci"]);
         command.arg("-kernel").arg(base.join("vmlinuz")).arg("-initrd").arg(base.join("initrd"));
         command.args(["-append", &kernel_command_line(name, number)]);
-        // What the guest has given to its disk outlives its power either way; what it has not is lost.
+        // What the guest has flushed outlives its power, since QEMU hands all of it to our kernel then; what it only
+        // holds in its memory is lost, as with a plug that is pulled. Our own disk need not be waited for.
         let disk = self.file("qcow2");
         command.args(["-drive", &format!("file={},if=virtio,cache=unsafe,discard=unmap", disk.display())]);
         for (n, net) in ["lan", "mgmt"].iter().enumerate() {
@@ -115,6 +116,18 @@ impl Machine {
                 bail!("{} has stopped:\n{}", self.kind.name, tools::tail(&self.console(), 20));
             }
             Ok(self.ssh(&["true"], Duration::from_secs(20)).is_ok_and(|out| out.ok))
+        })
+    }
+
+    /// Shuts it down and waits until it has booted again.
+    pub fn reboot(&self) -> Result<()> {
+        const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+        let before = self.run(BOOT_ID)?;
+        self.run("systemctl reboot")?;
+        self.hang_up();
+        wait::until_true(&format!("{} to have booted again", self.kind.name), BOOT, || {
+            let now = self.run_within(BOOT_ID, Duration::from_secs(20));
+            Ok(now.is_ok_and(|now| now != before))
         })
     }
 

@@ -6,6 +6,7 @@
 mod install;
 pub mod ledger;
 mod machine;
+mod registry;
 pub mod scenarios;
 
 use std::fs::File;
@@ -29,22 +30,51 @@ const NODES: [Kind; 3] = [
     Kind { name: "node2", number: 12, memory: 896 },
     Kind { name: "node3", number: 13, memory: 896 },
 ];
-/// Where the images of the lab are to be had, in place of docker.io, which the machines cannot reach.
-const REGISTRY_PORT: u16 = 5000;
 
-/// How many machines there are.
+/// Which machines there are, beside the controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Size {
-    /// A controller, which is the NFS server too, and one host.
-    Small,
-    /// A controller, an NFS server, three hosts.
-    Full,
+pub struct Size {
+    /// The NFS server is a machine of its own; else the controller is it too.
+    pub nfs: bool,
+    /// How many hosts run pods.
+    pub nodes: usize,
+}
+
+impl Size {
+    pub const SMALL: Size = Size { nfs: false, nodes: 1 };
+    /// The NFS server can die alone.
+    pub const APART: Size = Size { nfs: true, nodes: 1 };
+    /// Pods can move.
+    pub const PAIR: Size = Size { nfs: false, nodes: 2 };
+    pub const FULL: Size = Size { nfs: true, nodes: NODES.len() };
+
+    /// The least that is enough for both.
+    pub fn and(self, other: Size) -> Size {
+        Size { nfs: self.nfs || other.nfs, nodes: self.nodes.max(other.nodes) }
+    }
+
+    pub fn machines(self) -> usize {
+        1 + usize::from(self.nfs) + self.nodes
+    }
+
+    fn kinds(self) -> impl Iterator<Item = Kind> {
+        let nfs = self.nfs.then_some(NFS);
+        [CONTROLLER].into_iter().chain(nfs).chain(NODES.into_iter().take(self.nodes))
+    }
+
+    /// Of the file that [`Lab::up`] writes.
+    fn read(dir: &Path) -> Result<Option<Size>> {
+        let Ok(text) = std::fs::read_to_string(dir.join("run/size")) else { return Ok(None) };
+        let (nfs, nodes) = text.split_once(' ').context("run/size")?;
+        Ok(Some(Size { nfs: nfs.parse()?, nodes: nodes.parse()? }))
+    }
 }
 
 /// The lab of this checkout.
 #[derive(Debug)]
 pub struct Lab {
     pub dir: PathBuf,
+    pub size: Size,
     machines: Vec<Machine>,
     pub kubectl: Kubectl,
 }
@@ -53,11 +83,7 @@ impl Lab {
     /// The lab that is up, if one is. From here on this process is in the lab's network, and so are its children.
     pub fn existing() -> Result<Option<Lab>> {
         let dir = tools::target_dir()?.join("lab");
-        let size = match std::fs::read_to_string(dir.join("run/size")) {
-            Ok(text) if text == "small" => Size::Small,
-            Ok(_) => Size::Full,
-            Err(_) => return Ok(None),
-        };
+        let Some(size) = Size::read(&dir)? else { return Ok(None) };
         enter(&namespace(&dir))?;
         let lab = Lab::of(&dir, size)?;
         if lab.machines.iter().all(|machine| machine.running()) {
@@ -67,13 +93,9 @@ impl Lab {
     }
 
     fn of(dir: &Path, size: Size) -> Result<Lab> {
-        let kinds: Vec<Kind> = match size {
-            Size::Small => vec![CONTROLLER, NODES[0]],
-            Size::Full => [CONTROLLER, NFS].into_iter().chain(NODES).collect(),
-        };
-        let machines = kinds.into_iter().map(|kind| Machine::new(kind, dir)).collect();
+        let machines = size.kinds().map(|kind| Machine::new(kind, dir)).collect();
         let kubectl = Kubectl { program: tools::kubectl()?, kubeconfig: dir.join("run/kubeconfig") };
-        Ok(Lab { dir: dir.to_owned(), machines, kubectl })
+        Ok(Lab { dir: dir.to_owned(), size, machines, kubectl })
     }
 
     /// Builds what is missing, boots the machines and installs Berth on them.
@@ -93,7 +115,7 @@ impl Lab {
         }
         let lab = Lab::of(&dir, size)?;
         lab.connect()?;
-        std::fs::write(dir.join("run/size"), if size == Size::Small { "small" } else { "full" })?;
+        std::fs::write(dir.join("run/size"), format!("{} {}", size.nfs, size.nodes))?;
         step("Machines: power on");
         for machine in &lab.machines {
             machine.make_disk()?;
@@ -112,8 +134,8 @@ impl Lab {
     /// Removes machines and network; the image, the packages and the logs stay.
     pub fn down() -> Result<()> {
         let dir = tools::target_dir()?.join("lab");
-        for kind in [CONTROLLER, NFS].iter().chain(&NODES) {
-            let machine = Machine::new(*kind, &dir);
+        for kind in Size::FULL.kinds() {
+            let machine = Machine::new(kind, &dir);
             if machine.running() {
                 machine.hang_up();
                 machine.cut_power()?;
@@ -243,43 +265,12 @@ impl Lab {
 
     /// The one thing that differs from the document: images come from the lab's own registry.
     fn point_to_registry(&self, hosts: &[Machine]) -> Result<()> {
-        let registry = format!("{LAN}.1:{REGISTRY_PORT}");
+        let registry = format!("{LAN}.1:{}", registry::PORT);
         let settings =
             format!("registry-mirror = [\"docker.io={registry}\"]\ninsecure-registry = [\"{registry}\"]\n");
         self.each(hosts, |host| {
             host.run(&format!("cat >>/etc/berth/agent.toml <<'END'\n{settings}END")).map(drop)
         })
-    }
-
-    fn start_registry(&self) -> Result<()> {
-        let dir = self.dir.join("run");
-        let config = format!(
-            "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {LAN}.1:{REGISTRY_PORT}}}\n",
-            dir.join("registry").display()
-        );
-        std::fs::write(dir.join("registry.yml"), config)?;
-        let mut registry = Command::new(tools::registry()?);
-        registry.args(["serve", &dir.join("registry.yml").display().to_string()]);
-        host::spawn_daemon(registry, &dir, "registry")
-    }
-
-    /// Puts an image archive into the lab's registry under its own names, by way of a host's containerd.
-    pub fn publish(&self, archive: &Path, names: &[&str]) -> Result<()> {
-        let host = self.machine("node1")?;
-        host.copy(archive, "/root")?;
-        let file = archive.file_name().and_then(|name| name.to_str()).context("an archive has a name")?;
-        let mut script = format!("ctr -n lab images import /root/{file} >/dev/null\n");
-        for name in names {
-            let target = name.replacen("docker.io", &format!("{LAN}.1:{REGISTRY_PORT}"), 1);
-            script.push_str(&format!("ctr -n lab images push --plain-http {target} {name} >/dev/null\n"));
-        }
-        script.push_str(&format!("rm /root/{file}"));
-        host.run(&script).map(drop)
-    }
-
-    /// The images that other tests use too.
-    pub fn images(&self) -> Result<PathBuf> {
-        Ok(tools::target_dir()?.join("images"))
     }
 
     fn fetch_kubeconfig(&self) -> Result<()> {

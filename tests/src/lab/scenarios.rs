@@ -1,14 +1,17 @@
 //! What the lab tries. Each scenario starts on a lab whose cluster is empty, and leaves it empty.
 
 mod basic;
+mod failures;
 mod hosts;
+mod moves;
 mod storage;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Lab, Size, step};
+use super::ledger::Ledger;
+use super::{Lab, Machine, Size, step};
 use crate::wait;
 
 /// One scenario.
@@ -20,34 +23,31 @@ pub struct Scenario {
     pub run: fn(&Lab) -> Result<()>,
 }
 
-const fn small(name: &'static str, what: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
-    Scenario { name, what, size: Size::Small, run }
+const fn scenario(
+    name: &'static str,
+    size: Size,
+    what: &'static str,
+    run: fn(&Lab) -> Result<()>,
+) -> Scenario {
+    Scenario { name, what, size, run }
 }
 
 /// All there are.
+#[rustfmt::skip]
 pub const ALL: &[Scenario] = &[
-    small(
-        "smoke",
-        "a set's pages lie on the server under their names, and outlive pod and server",
-        basic::smoke,
-    ),
-    small("restarts", "agent, containerd and controller stopped, killed: no pod notices", hosts::restarts),
-    small("packages", "upgrade, remove and purge: pods run on, and nothing stays but data", hosts::packages),
-    small(
-        "reboot",
-        "a host is shut down: its pods end in their order and grace, and come back",
-        hosts::reboot,
-    ),
-    small(
-        "storage",
-        "classes on kernel NFS: versions, names, owners, quotas, and what becomes of a deleted claim's directory",
-        storage::storage,
-    ),
-    small(
-        "dead-server",
-        "the NFS server is cut off and comes back, a directory is replaced: only its own pods are affected",
-        storage::dead_server,
-    ),
+    scenario("smoke", Size::SMALL, "a set's pages lie on the server under their names, and outlive pod and server", basic::smoke),
+    scenario("volumes", Size::SMALL, "the agent's tests of its NFS volumes, against a kernel's server", basic::volumes),
+    scenario("restarts", Size::SMALL, "agent, containerd and controller stopped, killed: no pod notices", hosts::restarts),
+    scenario("packages", Size::SMALL, "upgrade, remove and purge: pods run on, and nothing stays but data", hosts::packages),
+    scenario("reboot", Size::SMALL, "a host is shut down: its pods end in their order and grace, and come back", hosts::reboot),
+    scenario("drain", Size::PAIR, "databases move to another host, and back, with their data", moves::drain),
+    scenario("cut-off", Size::PAIR, "a host is cut off: its pods start nowhere else before it is back", moves::cut_off),
+    scenario("nfs-server", Size::APART, "the NFS server is rebooted, cut off for three minutes, full", failures::nfs_server),
+    scenario("controller-disk-full", Size::APART, "writes are refused, pods run on, and all is well with room again", failures::disk_full),
+    scenario("power-cut", Size::APART, "the controller's plug is pulled under writes: what it acknowledged is there", failures::power_cut),
+    scenario("clock", Size::SMALL, "clocks are an hour off, ahead and behind, on a host and on the controller", failures::clock),
+    scenario("storage", Size::SMALL, "classes on kernel NFS: versions, names, owners, quotas, and what becomes of a deleted claim's directory", storage::storage),
+    scenario("dead-server", Size::SMALL, "the NFS server is cut off and comes back, a directory is replaced: only its own pods are affected", storage::dead_server),
 ];
 
 /// A pod on an emulated machine, its image already there or in the lab's registry.
@@ -76,12 +76,25 @@ impl Lab {
         .with_context(|| self.kubectl.run(&format!("describe pod {pod}")).unwrap_or_default())
     }
 
+    /// The machine a pod is bound to.
+    fn host_of(&self, pod: &str) -> Result<&Machine> {
+        self.machine(&self.kubectl.field(&format!("pod {pod}"), ".spec.nodeName")?)
+    }
+
+    /// Waits until the API says this of a host: its condition Ready.
+    fn node_is(&self, node: &str, ready: &str) -> Result<()> {
+        wait::until_true(&format!("{node} to be Ready={ready}"), READY, || {
+            let path = ".status.conditions[?(@.type==\"Ready\")].status";
+            Ok(self.kubectl.field(&format!("node {node}"), path).is_ok_and(|said| said == ready))
+        })
+    }
+
     fn uid(&self, pod: &str) -> Result<String> {
         self.kubectl.field(&format!("pod {pod}"), ".metadata.uid")
     }
 
     /// `sh -c` in a pod's container.
-    fn exec(&self, pod: &str, script: &str) -> Result<String> {
+    pub(super) fn exec(&self, pod: &str, script: &str) -> Result<String> {
         self.kubectl.args(&["exec", pod, "--", "sh", "-c", script])
     }
 
@@ -100,7 +113,7 @@ impl Lab {
         for service in services.lines().filter(|name| *name != "service/kubernetes") {
             self.kubectl.run(&format!("delete {service}"))?;
         }
-        Ok(())
+        self.kubectl.run("delete storageclass ledger --ignore-not-found").map(drop)
     }
 
     /// A set of web servers that write to class `local` and need no registry afterwards.
@@ -146,12 +159,6 @@ spec:
 "
         ))?;
         self.settled("web", replicas)
-    }
-
-    fn publish_web(&self) -> Result<()> {
-        let archives = crate::image::web(&self.images()?)?;
-        let httpd = archives.iter().find(|path| path.ends_with("web-httpd.tar"));
-        self.publish(httpd.context("the image httpd")?, &["docker.io/library/httpd:latest"])
     }
 }
 

@@ -1,6 +1,12 @@
 //! The main job on real machines.
 
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
 use super::*;
+use crate::tools;
 
 const CLASS: &str = include_str!("../../../../examples/httpd-class.yaml");
 const ROLES: &str = include_str!("../../../../examples/httpd-rbac.yaml");
@@ -62,6 +68,37 @@ systemctl restart berth-controller",
     unharmed(lab, "a restart of the NFS server", &before)?;
     lab.clear()?;
     lab.kubectl.run("delete storageclass stateful-nfs").map(drop)
+}
+
+/// Needs the test program, which is built here, with the features of the whole workspace.
+pub fn volumes(lab: &Lab) -> Result<()> {
+    step("the tests are built");
+    let build = ["test", "--workspace", "--locked", "--test", "volumes", "--no-run", "--message-format=json"];
+    let built = Command::new("cargo").args(build).stderr(Stdio::inherit()).output()?;
+    ensure!(built.status.success(), "cargo {build:?} failed");
+    let program = String::from_utf8(built.stdout)?.lines().find_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == "volumes").then(|| message["executable"].as_str().map(PathBuf::from))?
+    });
+    let stripped = lab.dir.join("run/volumes");
+    let mut strip = Command::new("strip");
+    strip.arg("--strip-debug").arg("-o").arg(&stripped).arg(program.context("cargo names no program")?);
+    tools::output(strip)?;
+
+    step("node1 is an NFS server for itself");
+    let node = lab.machine("node1")?;
+    node.copy(&stripped, "/root")?;
+    node.run(
+        "mkdir -p /srv/nfs /srv/squash
+echo '/srv/nfs *(rw,no_root_squash,no_subtree_check)' >/etc/exports.d/volumes.exports
+echo '/srv/squash *(rw,root_squash,no_subtree_check)' >>/etc/exports.d/volumes.exports
+systemctl start nfs-server rpc-statd && exportfs -ra",
+    )?;
+    step("the tests");
+    let run =
+        "chmod +x volumes && BERTH_AGENT=/usr/bin/berth-agent ./volumes --ignored --test-threads=1 2>&1";
+    print!("{}", node.run_within(run, Duration::from_secs(1500))?);
+    node.run("systemctl stop nfs-server; rm /etc/exports.d/volumes.exports volumes").map(drop)
 }
 
 fn has_page(lab: &Lab, n: usize, page: &str) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::*;
 
 pub fn restarts(lab: &Lab) -> Result<()> {
-    lab.web_set(2, 30)?;
+    let ledger = Ledger::start(lab)?;
     let before = lab.lives()?;
     for (machine, what) in [
         ("node1", "systemctl restart berth-agent"),
@@ -20,9 +20,11 @@ pub fn restarts(lab: &Lab) -> Result<()> {
         step(&format!("{machine}: {what}"));
         lab.on(machine, what)?;
         answers(lab)?;
+        ledger.goes_on()?;
         unharmed(lab, what, &before)?;
         limits_hold(lab)?;
     }
+    ledger.verdict()?;
     lab.clear()
 }
 
@@ -35,21 +37,23 @@ fn answers(lab: &Lab) -> Result<()> {
             Ok(lab.on(machine, &format!("systemctl is-active {unit}")).is_ok())
         })?;
     }
-    wait::until_true("exec in web-0", READY, || Ok(lab.exec("web-0", "true").is_ok()))?;
-    lab.settled("web", 2)
+    wait::until_true("exec in redis-0", READY, || Ok(lab.exec("redis-0", "true").is_ok()))?;
+    lab.settled("redis", 1)?;
+    lab.settled("postgres", 1)
 }
 
 /// systemd has not taken back what it was told of the pods' limits.
 fn limits_hold(lab: &Lab) -> Result<()> {
     let limits = "cat /sys/fs/cgroup/berth.slice/berth-pod*.slice/{memory.max,cpu.max}";
     let text = lab.on("node1", limits)?;
-    let expected = ["67108864", "67108864", "50000 100000", "50000 100000"];
+    let expected = ["268435456", "268435456", "90000 100000", "90000 100000"];
     ensure!(text.lines().eq(expected), "limits of the pods' slices: {text}");
     Ok(())
 }
 
 pub fn packages(lab: &Lab) -> Result<()> {
-    lab.web_set(2, 30)?;
+    lab.web_set(1, 30)?;
+    let ledger = Ledger::start(lab)?;
     let before = lab.lives()?;
 
     step("an upgrade of both, with a changed configuration kept");
@@ -66,6 +70,7 @@ sha256sum --quiet -c before && systemctl is-active {package} && rm -r /root/newe
         )?;
     }
     answers(lab)?;
+    ledger.goes_on()?;
     unharmed(lab, "an upgrade", &before)?;
 
     step("the agent removed and installed again: the pods run on, and are taken up");
@@ -77,6 +82,7 @@ sha256sum --quiet -c before && systemctl is-active {package} && rm -r /root/newe
     let again = "apt-get install -y ./berth-agent_*.deb && systemctl enable --now berth-agent";
     lab.on("node1", again)?;
     answers(lab)?;
+    ledger.goes_on()?;
     unharmed(lab, "a removal and installation", &before)?;
 
     step("purged: nothing runs and nothing stays, but the pods' data");
@@ -96,7 +102,8 @@ ls -d /sys/fs/cgroup/berth.slice/*.slice 2>/dev/null || true; grep -c /var/lib/b
     wait::until_true("pods to have started a second time", READY, || {
         Ok(lab.exec("web-0", "wc -l </data/started").is_ok_and(|n| n.trim() == "2"))
     })?;
-    lab.settled("web", 2)?;
+    lab.settled("web", 1)?;
+    ledger.verdict()?;
     lab.clear()
 }
 
@@ -106,13 +113,7 @@ pub fn reboot(lab: &Lab) -> Result<()> {
     let first = [started(0)?, started(1)?];
     step("node1 is shut down and boots again");
     let node = lab.machine("node1")?;
-    let boot = node.run("cat /proc/sys/kernel/random/boot_id")?;
-    node.run("systemctl reboot")?;
-    node.hang_up();
-    wait::until_true("node1 to have booted again", READY * 2, || {
-        let now = node.run_within("cat /proc/sys/kernel/random/boot_id", Duration::from_secs(20));
-        Ok(now.is_ok_and(|now| now != boot))
-    })?;
+    node.reboot()?;
     lab.settled("web", 2)?;
     wait::until_true("the pods to have started again", READY, || {
         Ok((0..2).all(|n| started(n).is_ok_and(|text| text != first[n])))

@@ -100,7 +100,7 @@ impl Lab {
     }
 
     /// Waits for an event that says this.
-    fn told(&self, object: &str, reason: &str, text: &str) -> Result<()> {
+    pub(super) fn told(&self, object: &str, reason: &str, text: &str) -> Result<()> {
         let field = format!("involvedObject.name={object},reason={reason}");
         let args = ["get", "events", "--field-selector", &field, "-o", "jsonpath={.items[*].message}"];
         wait::until_true(&format!("event {reason} {text:?} on {object}"), READY, || {
