@@ -57,6 +57,23 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// What shows that the server has answered. The rest may be done without it: a lookup out of a cache, a detached
+    /// bind, a flush of nothing, an error of a `soft` mount.
+    pub fn proof(&self) -> fn(&Reply) -> bool {
+        match self {
+            Request::Look { .. } => |reply| {
+                let asked = |look: &Look| look.errno == 0 || look.errno == Errno::ESTALE as i32;
+                reply.looks.iter().any(asked)
+            },
+            Request::Make { .. } | Request::Archive { .. } | Request::Remove { .. } => {
+                |reply| reply.error.is_empty()
+            }
+            _ => |_| false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Prepare {
     pub root: PathBuf,
@@ -71,6 +88,8 @@ pub struct Prepare {
     /// None: left as it is.
     pub fs_group: Option<i64>,
     pub on_root_mismatch: bool,
+    /// As whom the pod's processes run, if that is known.
+    pub user: Option<u32>,
     pub place: PathBuf,
 }
 
@@ -276,11 +295,42 @@ fn prepare(request: &Prepare, warnings: &mut Vec<String>) -> Result<(), Failure>
                     denied(&format!("fsGroup {group} is not applied to directory {sub_dir:?}"), errno).words,
                 );
             }
-            other => other?,
+            other => {
+                other?;
+                warnings.extend(group_denied(request));
+            }
         }
     }
     Ok(())
 }
+
+/// What there is to say if the server goes by groups of its own, and not by those that a process has here: then it
+/// denies the pod what its fsGroup should let it do. This process is somebody else afterwards.
+fn group_denied(request: &Prepare) -> Option<String> {
+    use nix::unistd::{AccessFlags, Gid, Uid, access, setgroups, setresgid, setresuid};
+    let group = u32::try_from(request.fs_group?).ok()?;
+    let user = request.user.unwrap_or(NOBODY);
+    if user == 0 {
+        return None;
+    }
+    // The way to it is root's.
+    std::env::set_current_dir(&request.place).ok()?;
+    let (member, other, user_id) = (Gid::from_raw(group), Gid::from_raw(NOBODY), Uid::from_raw(user));
+    setgroups(&[member]).and_then(|()| setresgid(other, other, other)).ok()?;
+    setresuid(user_id, user_id, user_id).ok()?;
+    let denied = access(".", AccessFlags::W_OK | AccessFlags::X_OK) == Err(Errno::EACCES);
+    denied.then(|| {
+        format!(
+            "fsGroup {group} owns directory {:?}, but does not let user {user} write there: the server looks up \
+             itself who is in which group. Set manage-gids=n under [mountd] in its /etc/nfs.conf, or open the \
+             directory with the class's mountPermissions (\"0777\")",
+            request.sub_dir
+        )
+    })
+}
+
+/// A user that no server knows anything of.
+const NOBODY: u32 = 65534;
 
 /// Binds the directory there, in place of whatever else is.
 fn bind(directory: &OwnedFd, place: &Path) -> Result<(), Failure> {

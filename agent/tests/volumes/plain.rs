@@ -15,10 +15,14 @@ test -d "EXPORTS/$1" || { echo "mount.nfs: mounting $1 failed, reason given by s
 exec mount --bind "EXPORTS/$1" "$2"
 "#;
 
-/// The real worker, once the servers are up.
+/// The real worker, once the servers are up. A mount is detached without them, as it really is.
 const WORKER: &str = r#"#!/bin/sh
-while test -e EXPORTS/worker.down; do sleep 0.05; done
-exec "$@"
+request=$(cat)
+case $request in
+*Detach*) ;;
+*) while test -e EXPORTS/worker.down; do sleep 0.05; done ;;
+esac
+printf %s "$request" | "$@"
 "#;
 
 fn script(path: &Path, text: &str) -> PathBuf {
@@ -208,8 +212,12 @@ async fn a_volume_is_unmounted_only_when_what_was_written_has_arrived() {
     let a = source("nas", "/data", "a");
     let place = lab.mount("a", &a).await.unwrap();
     lab.down("worker", true);
+    lab.until("silence is told", |lab| lab.news.told("a", "NFSServerNotAnswering").is_some()).await;
     let error = lab.unmount("a", &a).await.unwrap_err().to_string();
     assert!(error.contains("has not answered since"), "{error}");
+    // That its place could be detached says nothing of the server.
+    assert_eq!(lab.mounts().len(), 1, "the share");
+    assert!(lab.news.told("a", "NFSServerAnswering").is_none());
     lab.down("worker", false);
     // The next agent does not know the place any more once it is detached, and must flush all the same.
     let marker = place.with_file_name(".flush-data");

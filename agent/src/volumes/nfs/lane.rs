@@ -40,6 +40,8 @@ pub struct Job {
     pub worker: bool,
     /// It need not wait for the others.
     pub urgent: bool,
+    /// Whether that answer came from the server. Much is answered by this host alone, out of what it remembers.
+    pub proof: fn(&Reply) -> bool,
 }
 
 /// How a job ended.
@@ -136,8 +138,8 @@ impl Lane {
         match converse(&mut child, job.input, job.silence, job.worker).await {
             Some(ended) => {
                 match &ended {
-                    Ended::Answer(reply) if !no_way(&reply.error) => self.answered(),
-                    Ended::Answer(_) => drop(self.unanswered(begun)),
+                    Ended::Answer(reply) if no_way(&reply.error) => drop(self.unanswered(begun)),
+                    Ended::Answer(reply) if (job.proof)(reply) => self.answered(),
                     _ => {}
                 }
                 tell(ended);

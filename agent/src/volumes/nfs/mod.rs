@@ -194,6 +194,7 @@ impl Nfs {
             gid: source.gid,
             mode: if read_only { 0 } else { source.mode },
             fs_group: security.fs_group.filter(|_| !read_only),
+            user: security.run_as_user.and_then(|user| u32::try_from(user).ok()),
             on_root_mismatch: security.fs_group_change_policy == "OnRootMismatch",
             place: of.place.to_owned(),
         };
@@ -364,6 +365,8 @@ impl Nfs {
             silence: self.inner.config.times.patience,
             worker: false,
             urgent: false,
+            // It mounts nothing and refuses nothing by itself.
+            proof: |_| true,
         };
         let (ended, _) = lane.run(job).await;
         if let Ended::Broken(error) = &ended {
@@ -476,6 +479,7 @@ impl Nfs {
             silence: self.inner.config.times.patience,
             worker: true,
             urgent,
+            proof: request.proof(),
         }
     }
 
