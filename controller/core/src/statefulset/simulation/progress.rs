@@ -120,6 +120,27 @@ fn with_auto_rollback_the_pods_return_and_the_revision_is_not_tried_again() {
     assert_eq!(world.progressing(), ["True", "NewRevisionAvailable"]);
 }
 
+/// What was given up stays given up, also if all pods are at it and Ready before one could return.
+#[test]
+fn a_rejected_revision_that_is_ready_too_late_does_not_become_the_current_one() {
+    let mut world = World::asking(1, true);
+    let current = world.set["status"]["currentRevision"].clone();
+    world.template(1);
+    world.reconcile(None);
+    world.stopped("web-0");
+    world.reconcile(None);
+    world.take(&Step::Runs(0));
+    world.images = false;
+    world.take(&Step::Passes(60));
+    world.reconcile(None);
+    assert!(world.rejected().is_some());
+    world.condition("web-0", true);
+    world.reconcile(None);
+    assert_eq!(world.set["status"]["currentRevision"], current);
+    world.settle();
+    assert_eq!(world.images(), ["v0"]);
+}
+
 #[test]
 fn without_a_revision_that_was_ready_there_is_no_way_back() {
     let mut world = World::new(false, 0, 2);
