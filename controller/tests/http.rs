@@ -508,3 +508,32 @@ async fn a_panicking_handler_ends_only_its_own_request() {
     assert_eq!(server.get(&format!("{PODS}/a/exec")).await.status, 404, "nobody serves it here");
     server.get(PODS).await.ok();
 }
+
+/// What leader election does with them, in whatever language.
+#[tokio::test]
+async fn of_two_that_take_over_an_expired_lease_one_wins() {
+    const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let server = start(Vec::new()).await;
+    let mut lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "leader"},
+        "spec": {
+            "holderIdentity": "a", "leaseDurationSeconds": 15, "leaseTransitions": 0,
+            "acquireTime": "2026-01-01T00:00:00.000000Z", "renewTime": "2026-01-01T00:00:00.000000Z",
+        },
+    });
+    server.post(LEASES, lease.clone()).await.ok();
+    server.post(LEASES, lease.clone()).await.refused(409);
+    let path = format!("{LEASES}/leader");
+    lease = server.get(&path).await.ok();
+    let taken_by = |who: &str| {
+        let mut taken = lease.clone();
+        taken["spec"]["holderIdentity"] = who.into();
+        taken["spec"]["renewTime"] = "2026-01-01T00:01:00.000001Z".into();
+        taken
+    };
+    server.put(&path, taken_by("b")).await.ok();
+    server.put(&path, taken_by("c")).await.refused(409);
+    let now = server.get(&path).await.ok();
+    assert_eq!(now["spec"]["holderIdentity"], "b");
+    assert_eq!(now["spec"]["renewTime"], "2026-01-01T00:01:00.000001Z");
+}

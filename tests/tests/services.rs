@@ -218,10 +218,15 @@ fn where_an_operator_configures_the_network_names_lead_to_the_addresses_it_gives
     let path = ".status.conditions[?(@.type==\"OperatorNetwork\")].status";
     cluster.becomes("node node1", path, "True").unwrap();
 
-    kubectl.apply(&who("who", json!({}))).unwrap();
     kubectl.apply(&service("who", json!({"clusterIP": "None"}))).unwrap();
     kubectl.apply(&service("front", json!({}))).unwrap();
+    kubectl.apply(&who("who", json!({}))).unwrap();
     cluster.settled("who", 3).unwrap();
+    // A Service that is there before a pod is in its environment, as are its ports.
+    let front = kubectl.field("svc front", ".spec.clusterIP").unwrap();
+    let said =
+        cluster.sh("who-0", "echo $FRONT_SERVICE_HOST $FRONT_SERVICE_PORT_ECHO $KUBERNETES_SERVICE_HOST");
+    assert_eq!(said.unwrap(), format!("{front} 7 10.43.0.1"));
     for pod in PODS {
         let ip = cluster.ip(pod).unwrap();
         assert!(ip.starts_with("10.88.0."), "{ip}");
