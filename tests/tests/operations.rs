@@ -158,6 +158,32 @@ fn a_deleted_nodes_host_is_refused_until_it_has_a_new_token_and_its_pods_run_on(
     assert_eq!(cluster.sh("db", "hostname").unwrap(), "db");
 }
 
+#[test]
+fn a_hosts_key_is_changed_under_its_running_pods() {
+    let mut cluster = Cluster::for_test().unwrap();
+    add(&mut cluster, "node2");
+    cluster.kubectl.apply(&pinned("db", "node2")).unwrap();
+    cluster.ready("db").unwrap();
+    let container = cluster.container_id("db").unwrap();
+    let host = cluster.host_named("node2").unwrap();
+    let pki = host.data_dir().join("pki");
+    let before = log(&pki.join("agent.key"));
+    let sessions = || log(&cluster.dir.join("controller.log")).matches("session opened").count();
+    let opened = sessions();
+    // As docs/operate.md says.
+    std::fs::write(host.dir.join("token"), cluster.token("node2").unwrap()).unwrap();
+    host.signal("agent", Signal::SIGTERM).unwrap();
+    for file in ["agent.key", "agent.pem"] {
+        std::fs::remove_file(pki.join(file)).unwrap();
+    }
+    cluster.start_agent(1).unwrap();
+    wait::until_true("a session with the new key", SOON, || Ok(sessions() > opened)).unwrap();
+    assert_ne!(log(&pki.join("agent.key")), before);
+    assert_eq!(cluster.container_id("db").unwrap(), container);
+    assert_eq!(cluster.kubectl.field("pod db", ".status.containerStatuses[0].restartCount").unwrap(), "0");
+    assert_eq!(cluster.sh("db", "hostname").unwrap(), "db");
+}
+
 fn controller(args: &[&str], data_dir: &Path) -> anyhow::Result<String> {
     let mut command = Command::new(tools::own("berth-controller")?);
     command.args(args).arg("--data-dir").arg(data_dir);

@@ -40,6 +40,7 @@ mod images;
 mod played;
 mod restore;
 mod silence;
+mod volumes;
 
 use played::*;
 

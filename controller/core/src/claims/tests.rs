@@ -220,6 +220,17 @@ fn a_half_written_binding_is_completed() {
 }
 
 #[test]
+fn the_class_of_a_claim_may_be_in_the_annotation_of_before() {
+    let mut old = claim(json!({}));
+    old["spec"].as_object_mut().unwrap().remove("storageClassName");
+    old["metadata"]["annotations"] = json!({CLASS_BETA: "fast"});
+    assert!(!wants_default_class(&old), "it names one");
+    let fitting = volume("b", "5Gi", "fast");
+    let Standing::Now(binding) = stands(&old, &[volume("a", "1Gi", "slow"), fitting], &[]) else { panic!() };
+    assert_eq!(object::name(&binding.volume), "b");
+}
+
+#[test]
 fn the_youngest_default_class_is_for_claims_that_name_none() {
     let mut old = local_class();
     old["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
