@@ -11,6 +11,7 @@ mod etc;
 mod farewell;
 mod host;
 mod outbox;
+mod terms;
 #[cfg(test)]
 mod tests;
 
