@@ -255,7 +255,8 @@ async fn on_delete_people_decide_when_and_the_status_says_how_far_they_are() {
     let refused = k.fails("rollout status sts/web --timeout=20s").await;
     assert!(refused.contains("only available for RollingUpdate"), "{refused}");
     for deleted in 1..=3 {
-        k.ok(&format!("delete pod web-{}", 3 - deleted)).await;
+        // kubectl would wait for its going in two looks, and may take the new pod for the old.
+        k.ok(&format!("delete pod web-{} --wait=false", 3 - deleted)).await;
         k.ok(&format!("wait --for=jsonpath={{.status.updatedReplicas}}={deleted} sts/web --timeout=20s"))
             .await;
         cluster.ready(3).await;

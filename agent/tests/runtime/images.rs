@@ -288,8 +288,8 @@ fn leftovers_of_an_agent_that_died_are_cleared() {
         let (host, _) = Host::with_image().await;
         host.containerd.ctr(&["-n", "berth", "leases", "create", "--id", "dead", "berth.dev/lease=image"]);
         host.containerd.ctr(&["-n", "berth", "leases", "create", "--id", "theirs"]);
-        host.containerd.ctr(&["-n", "berth", "snapshots", "prepare", "extract-dead sha256:x"]);
-        host.containerd.ctr(&["-n", "berth", "snapshots", "prepare", "theirs"]);
+        host.containerd.ctr(&["-n", "berth", "snapshots", "prepare", "extract-berth-dead sha256:x"]);
+        host.containerd.ctr(&["-n", "berth", "snapshots", "prepare", "extract-theirs sha256:x"]);
         host.runtime
             .clear_leftovers(jiff::Timestamp::now() - jiff::SignedDuration::from_mins(1))
             .await

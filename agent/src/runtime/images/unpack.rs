@@ -23,6 +23,9 @@ use super::{
 
 /// A large layer on a slow disk.
 const APPLY: Duration = Duration::from_secs(1800);
+/// How the keys of our unfinished layers begin: as containerd's own, and so that those of others are told apart, who may
+/// be importing an image just now.
+const UNFINISHED: &str = "extract-berth-";
 
 /// Whether a snapshot of that name is there.
 pub(crate) async fn has_snapshot(
@@ -77,7 +80,7 @@ async fn apply_layer(
     parent: &str,
     chain_id: &str,
 ) -> Result<(), RuntimeError> {
-    let key = format!("extract-{} {chain_id}", uuid::Uuid::new_v4());
+    let key = format!("{UNFINISHED}{} {chain_id}", uuid::Uuid::new_v4());
     let labels = HashMap::from([("containerd.io/snapshot.ref".to_owned(), chain_id.to_owned())]);
     let prepare = PrepareSnapshotRequest {
         snapshotter: snapshotter.into(),
@@ -156,7 +159,7 @@ pub(crate) async fn prepare_snapshot(
     }
 }
 
-/// Names of unfinished layers made before `before` (Unix seconds).
+/// Names of our unfinished layers made before `before` (Unix seconds).
 pub(crate) async fn unfinished(
     client: &Client,
     snapshotter: &str,
@@ -170,7 +173,7 @@ pub(crate) async fn unfinished(
         pages.message().await.map_err(|status| RuntimeError::from_status("listing snapshots", status))?
     {
         let old = page.info.into_iter().filter(|info| {
-            info.name.starts_with("extract-")
+            info.name.starts_with(UNFINISHED)
                 && info.created_at.as_ref().is_some_and(|at| at.seconds < before)
         });
         names.extend(old.map(|info| info.name));
