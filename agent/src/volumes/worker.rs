@@ -203,7 +203,11 @@ fn denied(what: &str, errno: Errno) -> Failure {
     match errno {
         Errno::EPERM | Errno::EACCES => Failure { words: format!("{what}: {SQUASHED}"), errno },
         Errno::EROFS => Failure { words: format!("{what}: the share is exported read-only"), errno },
-        Errno::ELOOP => Failure { words: format!("{what}: a symbolic link is in its path: refused"), errno },
+        // The kernel says the one of a link on the way, the other of one at the end.
+        Errno::ELOOP | Errno::ENOTDIR => {
+            let words = format!("{what}: a symbolic link (or a file) is in its path, which is not followed");
+            Failure { words, errno }
+        }
         Errno::EXDEV => {
             let words = format!("{what}: it is on another export of the server: name that one as the share");
             Failure { words, errno }
