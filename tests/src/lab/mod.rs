@@ -10,9 +10,11 @@ mod registry;
 pub mod scenarios;
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -340,10 +342,23 @@ fn namespace(dir: &Path) -> String {
     format!("berth-lab-{:02x}{:02x}", digest[0], digest[1])
 }
 
+/// The network this process came from.
+static OUTSIDE: OnceLock<File> = OnceLock::new();
+
 fn enter(namespace: &str) -> Result<()> {
+    let here = File::open("/proc/self/ns/net").context("this process's network")?;
+    OUTSIDE.get_or_init(|| here);
     let path = Path::new("/run/netns").join(namespace);
     let file = File::open(&path).with_context(|| format!("the lab's network ({})", path.display()))?;
     setns(file, CloneFlags::CLONE_NEWNET).context("entering the lab's network")
+}
+
+/// A program that fetches something from the world, which the lab's network does not reach.
+fn outside(program: &str) -> Result<Command> {
+    let Some(network) = OUTSIDE.get() else { return Ok(Command::new(program)) };
+    let mut command = Command::new(tools::find("nsenter")?);
+    command.arg(format!("--net=/proc/{}/fd/{}", std::process::id(), network.as_raw_fd())).arg(program);
+    Ok(command)
 }
 
 fn ip(args: &[&str]) -> Result<()> {

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{LAN, Lab};
+use super::{LAN, Lab, outside};
 use crate::image::{self, Config};
 use crate::{host, tools};
 
@@ -38,7 +38,7 @@ impl Lab {
     /// Redis and PostgreSQL in one image, `databases`.
     pub fn publish_databases(&self) -> Result<()> {
         let archive = image::kept(&images()?, "databases", |root, out| {
-            if !Command::new("lab/databases").arg(root).status()?.success() {
+            if !outside("lab/databases")?.arg(root).status()?.success() {
                 bail!("lab/databases failed");
             }
             let config = Config {
