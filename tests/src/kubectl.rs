@@ -23,6 +23,14 @@ pub struct Output {
 }
 
 const DEADLINE: Duration = Duration::from_secs(120);
+/// What a command with a --timeout of its own gets on top of that.
+const MARGIN: Duration = Duration::from_secs(60);
+
+/// How long a command may take.
+fn limit(args: &[&str]) -> Duration {
+    let own = args.iter().find_map(|arg| arg.strip_prefix("--timeout=")?.strip_suffix('s')?.parse().ok());
+    own.map_or(DEADLINE, |seconds| Duration::from_secs(seconds) + MARGIN)
+}
 
 impl Kubectl {
     /// The command, ready for arguments. HOME is the kubeconfig's directory, so that kubectl's caches end
@@ -115,7 +123,7 @@ impl Kubectl {
         if let (Some(text), Some(mut pipe)) = (input, child.stdin.take()) {
             pipe.write_all(text.as_bytes()).context("writing to kubectl")?;
         }
-        finish(child, &args.join(" "), DEADLINE)
+        finish(child, &args.join(" "), limit(args))
     }
 }
 

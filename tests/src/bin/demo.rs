@@ -133,7 +133,7 @@ impl Demo {
         std::fs::write(&file, MANIFEST)?;
         let start = Instant::now();
         self.show(&format!("apply -f {}", file.display()))?;
-        self.show("rollout status statefulset/redis --timeout=110s")?;
+        self.show("rollout status statefulset/redis --timeout=300s")?;
         took(start);
         self.show("get pods,pvc -o wide")?;
         let ready = self
@@ -165,7 +165,7 @@ impl Demo {
         wait::until_true("a new redis-0", Duration::from_secs(30), || {
             Ok(kubectl.run("get pod redis-0 -o jsonpath={.metadata.uid}").is_ok_and(|uid| uid != before.0))
         })?;
-        self.show("wait --for=condition=Ready pod/redis-0 --timeout=110s")?;
+        self.show("wait --for=condition=Ready pod/redis-0 --timeout=300s")?;
         let value = self.show("exec redis-0 -- redis-cli get ship")?;
         took(start);
         let after = self.kubectl()?.field("pod redis-0", claim)?;
@@ -185,11 +185,11 @@ impl Demo {
             "docker.io/library/redis:7-next",
         ])?;
         self.show("set image statefulset/redis redis=redis:7-next")?;
-        self.show("rollout status statefulset/redis --timeout=110s")?;
+        self.show("rollout status statefulset/redis --timeout=300s")?;
         self.show("rollout history statefulset/redis")?;
         self.images("redis:7-next")?;
         self.show("rollout undo statefulset/redis")?;
-        self.show("rollout status statefulset/redis --timeout=110s")?;
+        self.show("rollout status statefulset/redis --timeout=300s")?;
         self.images("redis:7")?;
         let value = self.show("exec redis-0 -- redis-cli get ship")?;
         took(start);
@@ -201,12 +201,12 @@ impl Demo {
         let seen = Watch::start(self.kubectl()?, &dir.join("watch"))?;
         let start = Instant::now();
         self.show("scale statefulset redis --replicas=4")?;
-        self.show("rollout status statefulset/redis --timeout=110s")?;
+        self.show("rollout status statefulset/redis --timeout=300s")?;
         self.show("get pods")?;
         took(start);
         let start = Instant::now();
         self.show("scale statefulset redis --replicas=1")?;
-        self.show("wait --for=delete pod/redis-1 pod/redis-2 pod/redis-3 --timeout=110s")?;
+        self.show("wait --for=delete pod/redis-1 pod/redis-2 pod/redis-3 --timeout=300s")?;
         self.show("get pods,pvc")?;
         took(start);
         seen.pods("ADDED", &["redis-2", "redis-3"])?;
