@@ -11,6 +11,7 @@ mod etc;
 mod farewell;
 mod host;
 mod outbox;
+mod target;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use berth_agent_core::observed::find;
 use berth_agent_core::{Admission, Fence, Observed};
 use berth_proto::volume_operation::Source as Operand;
 use berth_proto::{
@@ -36,6 +36,8 @@ use driver::{Driver, Shared, Surroundings};
 pub use farewell::Farewell;
 pub use host::{FoundContainer, Host, RealHost, Subjects, Survey, labels};
 pub use outbox::Outbox;
+use target::Target;
+pub use target::{AttachTarget, ExecTarget, LogTarget, TargetError};
 
 use crate::cgroup::Cgroups;
 use crate::network::{HostPorts, Network};
@@ -75,52 +77,6 @@ pub enum OpenError {
     /// What runs here cannot be listed.
     #[error("what runs on this host cannot be told: {0}")]
     Survey(String),
-}
-
-/// What the agent must know of a pod to run something in one of its containers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExecTarget {
-    /// The container's id in containerd.
-    pub container_id: String,
-}
-
-/// What it must know to attach to one.
-#[derive(Clone, Debug)]
-pub struct AttachTarget {
-    /// The container's id in containerd.
-    pub container_id: String,
-    /// Where what it says is written.
-    pub log: LogTarget,
-    /// A FIFO, if it has stdin.
-    pub stdin: Option<PathBuf>,
-    /// The first who attaches to stdin closes it on leaving.
-    pub stdin_once: bool,
-    /// It has a terminal.
-    pub tty: bool,
-}
-
-/// Where the log of a container's instance is.
-#[derive(Clone, Debug)]
-pub struct LogTarget {
-    /// `<data-dir>/logs/<ns>_<name>_<uid>/<container>/<attempt>.log`
-    pub path: PathBuf,
-    /// Becomes true when the instance has ended (is true if it has): until then `follow` has something to
-    /// wait for. See [`crate::logs::LogRequest::ended`].
-    pub ended: watch::Receiver<bool>,
-}
-
-/// Why a container cannot be attached to; the text is for the user.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TargetError {
-    /// This host does not hold that pod (or holds another life of it).
-    #[error("pod {0:?} is not on this node")]
-    NoPod(String),
-    /// The pod has no container of that name.
-    #[error("container {container:?} not found in pod {pod:?}")]
-    NoContainer { pod: String, container: String },
-    /// It has never started (or not a second time, for a previous log), or does not run any more.
-    #[error("container {container:?} in pod {pod:?} {why}")]
-    NotThere { pod: String, container: String, why: String },
 }
 
 /// The pods of this host. A cheap handle; all methods return at once and never wait for a pod. When the last
@@ -376,35 +332,12 @@ impl Pods {
 
     /// The running container to exec into.
     pub fn exec_target(&self, pod: &PodRef, container: &str) -> Result<ExecTarget, TargetError> {
-        let held = self.inner.held();
-        let (life, name) = held.find(pod, container)?;
-        let view = life.shared.view();
-        let running = view.instances.get(&name).filter(|instance| !*instance.ended.borrow());
-        let Some(instance) = running else {
-            let why = "is not running".to_owned();
-            return Err(TargetError::NotThere { pod: pod.name.clone(), container: name, why });
-        };
-        let container_id = berth_agent_core::container::id(&life.shared.pod.uid, &name, instance.attempt);
-        Ok(ExecTarget { container_id })
+        Target::find(&self.inner.held().pods, pod, container)?.exec()
     }
 
     /// The running container to attach to.
     pub fn attach_target(&self, pod: &PodRef, container: &str) -> Result<AttachTarget, TargetError> {
-        let ExecTarget { container_id } = self.exec_target(pod, container)?;
-        let log = self.log_target(pod, container, false)?;
-        let held = self.inner.held();
-        let (life, name) = held.find(pod, container)?;
-        let view = life.shared.view();
-        let spec = view.assignment.as_deref().and_then(|assignment| find(assignment, &name));
-        let attempt = view.instances.get(&name).map_or(0, |instance| instance.attempt);
-        let fifo = || host::stdin_path(&self.inner.config.data_dir, &pod.uid, &name, attempt);
-        Ok(AttachTarget {
-            container_id,
-            log,
-            stdin: spec.filter(|spec| spec.stdin).map(|_| fifo()),
-            stdin_once: spec.is_some_and(|spec| spec.stdin_once),
-            tty: spec.is_some_and(|spec| spec.tty),
-        })
+        Target::find(&self.inner.held().pods, pod, container)?.attach(&self.inner.config.data_dir)
     }
 
     /// The log of the container's current (or, with `previous`, its previous) instance.
@@ -414,24 +347,7 @@ impl Pods {
         container: &str,
         previous: bool,
     ) -> Result<LogTarget, TargetError> {
-        let held = self.inner.held();
-        let (life, name) = held.find(pod, container)?;
-        let view = life.shared.view();
-        let why = |why: &str| TargetError::NotThere {
-            pod: pod.name.clone(),
-            container: name.clone(),
-            why: why.to_owned(),
-        };
-        let instance =
-            view.instances.get(&name).ok_or_else(|| why("is waiting to start: ContainerCreating"))?;
-        let (attempt, ended) = if previous {
-            let before = instance.attempt.checked_sub(1);
-            (before.ok_or_else(|| why("has no previous terminated instance"))?, ended_already())
-        } else {
-            (instance.attempt, instance.ended.subscribe())
-        };
-        let path = host::log_path(&self.inner.config.data_dir, &life.shared.pod, &name, attempt);
-        Ok(LogTarget { path, ended })
+        Target::find(&self.inner.held().pods, pod, container)?.log(&self.inner.config.data_dir, previous)
     }
 
     /// Makes, removes or archives a volume's directory.
@@ -562,28 +478,8 @@ impl Held {
             |life: &&Life| life.shared.pod.name == pod.name && life.shared.pod.namespace == pod.namespace;
         self.pods.values().filter(same).map(|life| life.shared.clone()).collect()
     }
-
-    /// The pod, and the container meant: without a name the first.
-    fn find(&self, pod: &PodRef, container: &str) -> Result<(&Life, String), TargetError> {
-        let life = self.pods.get(&pod.uid).ok_or_else(|| TargetError::NoPod(pod.name.clone()))?;
-        let view = life.shared.view();
-        let name = if container.is_empty() {
-            view.status.containers.first().map_or(String::new(), |status| status.name.clone())
-        } else {
-            container.to_owned()
-        };
-        if !view.names.contains(&name) {
-            return Err(TargetError::NoContainer { pod: pod.name.clone(), container: name });
-        }
-        drop(view);
-        Ok((life, name))
-    }
 }
 
 fn grace(seconds: i64) -> Duration {
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
-}
-
-fn ended_already() -> watch::Receiver<bool> {
-    watch::channel(true).1
 }

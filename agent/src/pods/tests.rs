@@ -1,5 +1,6 @@
 //! The drivers and their front on a host that only remembers. The real one is tried in `tests/pods.rs`.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -149,6 +150,15 @@ fn stop(pod: PodRef) -> Stop {
     Stop { pod: Some(pod), grace_seconds: 30, reason: String::new() }
 }
 
+/// A directory that outlives the test's runtime, with whatever still writes to it.
+fn scratch() -> PathBuf {
+    thread_local! { static KEPT: RefCell<Vec<tempfile::TempDir>> = const { RefCell::new(Vec::new()) }; }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    KEPT.with_borrow_mut(|kept| kept.push(dir));
+    path
+}
+
 async fn open(dir: &std::path::Path, host: &Arc<Memory>) -> Pods {
     let config = PodsConfig {
         data_dir: dir.to_owned(),
@@ -196,8 +206,8 @@ async fn stopped(pods: &Pods, uid: &str) {
 
 #[tokio::test]
 async fn a_pod_becomes_ready_and_what_happened_is_told() {
-    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
-    let pods = open(dir.path(), &host).await;
+    let (dir, host) = (scratch(), Arc::new(Memory::default()));
+    let pods = open(&dir, &host).await;
     pods.apply(assignment("one", 1));
     let mut events: Vec<PodEvent> = Vec::new();
     let mut status = PodStatus::default();
@@ -230,8 +240,8 @@ async fn a_pod_becomes_ready_and_what_happened_is_told() {
 
 #[tokio::test]
 async fn a_stopped_pod_is_reported_when_it_is_gone_and_forgotten_when_told() {
-    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
-    let pods = open(dir.path(), &host).await;
+    let (dir, host) = (scratch(), Arc::new(Memory::default()));
+    let pods = open(&dir, &host).await;
     pods.apply(assignment("one", 1));
     ready(&pods, "one").await;
     pods.stop(stop(life("one", 1)));
@@ -248,8 +258,8 @@ async fn a_stopped_pod_is_reported_when_it_is_gone_and_forgotten_when_told() {
 
 #[tokio::test]
 async fn nothing_older_is_started_and_a_newer_life_waits_for_the_former() {
-    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
-    let pods = open(dir.path(), &host).await;
+    let (dir, host) = (scratch(), Arc::new(Memory::default()));
+    let pods = open(&dir, &host).await;
     pods.apply(assignment("two", 2));
     ready(&pods, "two").await;
     pods.apply(assignment("one", 1));
@@ -266,8 +276,8 @@ async fn nothing_older_is_started_and_a_newer_life_waits_for_the_former() {
 
 #[tokio::test]
 async fn pods_run_on_without_the_agent_and_are_taken_up_as_they_are() {
-    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
-    let pods = open(dir.path(), &host).await;
+    let (dir, host) = (scratch(), Arc::new(Memory::default()));
+    let pods = open(&dir, &host).await;
     pods.apply(assignment("one", 1));
     ready(&pods, "one").await;
     host.exit("one", "a", 0, 3);
@@ -279,7 +289,7 @@ async fn pods_run_on_without_the_agent_and_are_taken_up_as_they_are() {
     // Killed: nothing more is written or done by it.
     drop(pods);
     let made = host.begun(|step| matches!(step, Step::Create { .. }));
-    let pods = open(dir.path(), &host).await;
+    let pods = open(&dir, &host).await;
     pods.apply(assignment("one", 1));
     let inventory = pods.inventory();
     let status = inventory[0].status.as_ref().unwrap();
@@ -308,13 +318,13 @@ async fn pods_run_on_without_the_agent_and_are_taken_up_as_they_are() {
 
 #[tokio::test]
 async fn what_the_state_does_not_know_is_stopped_and_cleaned() {
-    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
-    let pods = open(dir.path(), &host).await;
+    let (dir, host) = (scratch(), Arc::new(Memory::default()));
+    let pods = open(&dir, &host).await;
     pods.apply(assignment("one", 1));
     ready(&pods, "one").await;
     drop(pods);
-    let other = tempfile::tempdir().unwrap();
-    let pods = open(other.path(), &host).await;
+    let other = scratch();
+    let pods = open(&other, &host).await;
     pods.stop(stop(life("one", 1)));
     stopped(&pods, "one").await;
     assert!(host.sandboxes.lock().unwrap().is_empty() && host.containers.lock().unwrap().is_empty());
@@ -323,10 +333,10 @@ async fn what_the_state_does_not_know_is_stopped_and_cleaned() {
 
 #[tokio::test]
 async fn what_the_state_does_not_know_and_the_controller_wants_is_made_anew() {
-    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
+    let (dir, host) = (scratch(), Arc::new(Memory::default()));
     // Only a directory: the agent died before it had written anything of the pod.
     host.sandboxes.lock().unwrap().insert("one".into());
-    let pods = open(dir.path(), &host).await;
+    let pods = open(&dir, &host).await;
     pods.apply(assignment("one", 1));
     ready(&pods, "one").await;
     let begun = host.begun.lock().unwrap().clone();
@@ -336,9 +346,9 @@ async fn what_the_state_does_not_know_and_the_controller_wants_is_made_anew() {
 
 #[tokio::test]
 async fn a_pod_that_hangs_stalls_no_other() {
-    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
+    let (dir, host) = (scratch(), Arc::new(Memory::default()));
     host.dead.lock().unwrap().insert("hangs".into());
-    let pods = open(dir.path(), &host).await;
+    let pods = open(&dir, &host).await;
     let mut hangs = named("hangs", "hangs");
     hangs.volumes.push(Volume { name: "dead".into(), ..Volume::default() });
     pods.apply(hangs);
@@ -368,8 +378,8 @@ async fn a_pod_that_hangs_stalls_no_other() {
 
 #[tokio::test]
 async fn the_state_on_disk_names_the_pod_before_its_container_is_made() {
-    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
-    let pods = open(dir.path(), &host).await;
+    let (dir, host) = (scratch(), Arc::new(Memory::default()));
+    let pods = open(&dir, &host).await;
     pods.apply(assignment("one", 1));
     timeout(PATIENCE, async {
         while host.begun(|step| matches!(step, Step::Start { .. })) == 0 {
@@ -378,14 +388,14 @@ async fn the_state_on_disk_names_the_pod_before_its_container_is_made() {
     })
     .await
     .unwrap();
-    let state = std::fs::read_to_string(dir.path().join("state.json")).unwrap();
+    let state = std::fs::read_to_string(dir.join("state.json")).unwrap();
     assert!(state.contains("\"one\""), "{state}");
 }
 
 #[tokio::test]
 async fn a_host_that_is_shut_down_ends_its_pods_from_the_highest_ordinal_and_starts_them_when_it_is_back() {
-    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
-    let pods = open(dir.path(), &host).await;
+    let (dir, host) = (scratch(), Arc::new(Memory::default()));
+    let pods = open(&dir, &host).await;
     for n in [2, 10, 9] {
         pods.apply(named(&format!("web-{n}"), &format!("uid-{n}")));
         ready(&pods, &format!("uid-{n}")).await;
@@ -407,7 +417,7 @@ async fn a_host_that_is_shut_down_ends_its_pods_from_the_highest_ordinal_and_sta
 
     drop(pods);
     host.containers.lock().unwrap().clear();
-    let pods = open(dir.path(), &host).await;
+    let pods = open(&dir, &host).await;
     assert_eq!(pods.inventory().len(), 3);
     assert!(pods.inventory().iter().all(|pod| !pod.stopped), "they are this host's still");
     pods.apply(named("web-2", "uid-2"));
@@ -416,8 +426,8 @@ async fn a_host_that_is_shut_down_ends_its_pods_from_the_highest_ordinal_and_sta
 
 #[tokio::test]
 async fn what_outstays_its_grace_when_the_host_is_shut_down_is_killed() {
-    let (dir, host) = (tempfile::tempdir().unwrap(), Arc::new(Memory::default()));
-    let pods = open(dir.path(), &host).await;
+    let (dir, host) = (scratch(), Arc::new(Memory::default()));
+    let pods = open(&dir, &host).await;
     pods.apply(Assignment { termination_grace_seconds: 1, ..named("deaf-0", "deaf") });
     ready(&pods, "deaf").await;
     host.deaf.lock().unwrap().insert("deaf".into());
