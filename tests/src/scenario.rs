@@ -116,10 +116,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Applies a file of `examples/`, unchanged.
-    pub fn apply_example(&self, name: &str) -> Result<String> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
-        self.kubectl.apply(&std::fs::read_to_string(&path).with_context(|| path.display().to_string())?)
+    /// Applies files of `examples/`, unchanged, one after the other.
+    pub fn apply_examples(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            self.kubectl.apply(&text).with_context(|| format!("examples/{name}"))?;
+        }
+        Ok(())
     }
 
     /// uid of an object.

@@ -8,20 +8,9 @@ fn the_examples_apply_unchanged_and_each_pod_keeps_its_own_page() {
     let cluster = Cluster::for_test().unwrap();
     let kubectl = &cluster.kubectl;
     cluster.offer_the_examples_images().unwrap();
-    let apply = |name: &str| cluster.apply_example(name).unwrap();
-    for name in ["classes.yaml", "httpd-class.yaml", "httpd-rbac.yaml"] {
-        apply(name);
-    }
-    for name in [
-        "kubia.yaml",
-        "httpd.yaml",
-        "namespace.yaml",
-        "redis-service.yaml",
-        "redis-claims.yaml",
-        "nginx.yaml",
-    ] {
-        apply(name);
-    }
+    let names = ["httpd.yaml", "namespace.yaml", "redis-service.yaml", "redis-claims.yaml", "nginx.yaml"];
+    cluster.apply_examples(&["classes.yaml", "httpd-class.yaml", "httpd-rbac.yaml", "kubia.yaml"]).unwrap();
+    cluster.apply_examples(&names).unwrap();
     for (set, replicas) in
         [("kubia", 3), ("statefulset-test", 3), ("redis-sts", 2), ("redis-pv-sts", 2), ("web", 3)]
     {
@@ -52,10 +41,10 @@ fn the_examples_apply_unchanged_and_each_pod_keeps_its_own_page() {
     assert_eq!(std::fs::read_to_string(directory.join("index.html")).unwrap().trim(), "page of web-0");
 
     assert_eq!(cluster.sh("redis-pv-sts-0", "redis-cli set k v && redis-cli get k").unwrap(), "OK\nv");
-    apply("redis.yaml");
+    cluster.apply_examples(&["redis.yaml"]).unwrap();
     cluster.settled("redis", 2).unwrap();
     // Applying again changes nothing. (kubectl says "configured": it compares with the defaults filled in.)
     let before = cluster.kubectl.field("sts web", ".metadata.resourceVersion").unwrap();
-    apply("nginx.yaml");
+    cluster.apply_examples(&["nginx.yaml"]).unwrap();
     assert_eq!(cluster.kubectl.field("sts web", ".metadata.resourceVersion").unwrap(), before);
 }

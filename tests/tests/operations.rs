@@ -26,6 +26,16 @@ fn add(cluster: &mut Cluster, name: &str) {
     cluster.becomes(&format!("node {name}"), READY, "True").unwrap();
 }
 
+/// A second host with the pod `db`; answers the id of its container.
+fn with_db_on_node2() -> (Cluster, String) {
+    let mut cluster = Cluster::for_test().unwrap();
+    add(&mut cluster, "node2");
+    cluster.kubectl.apply(&pinned("db", "node2")).unwrap();
+    cluster.ready("db").unwrap();
+    let container = cluster.container_id("db").unwrap();
+    (cluster, container)
+}
+
 const READY: &str = ".status.conditions[?(@.type==\"Ready\")].status";
 
 fn log(file: &Path) -> String {
@@ -131,11 +141,7 @@ fn a_reload_takes_over_what_it_can_and_ends_nothing() {
 
 #[test]
 fn a_deleted_nodes_host_is_refused_until_it_has_a_new_token_and_its_pods_run_on() {
-    let mut cluster = Cluster::for_test().unwrap();
-    add(&mut cluster, "node2");
-    cluster.kubectl.apply(&pinned("db", "node2")).unwrap();
-    cluster.ready("db").unwrap();
-    let container = cluster.container_id("db").unwrap();
+    let (cluster, container) = with_db_on_node2();
     let host = cluster.host_named("node2").unwrap();
     let agent_log = host.dir.join("agent.log");
 
@@ -160,11 +166,7 @@ fn a_deleted_nodes_host_is_refused_until_it_has_a_new_token_and_its_pods_run_on(
 
 #[test]
 fn a_hosts_key_is_changed_under_its_running_pods() {
-    let mut cluster = Cluster::for_test().unwrap();
-    add(&mut cluster, "node2");
-    cluster.kubectl.apply(&pinned("db", "node2")).unwrap();
-    cluster.ready("db").unwrap();
-    let container = cluster.container_id("db").unwrap();
+    let (cluster, container) = with_db_on_node2();
     let host = cluster.host_named("node2").unwrap();
     let pki = host.data_dir().join("pki");
     let before = log(&pki.join("agent.key"));

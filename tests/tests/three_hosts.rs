@@ -13,20 +13,9 @@ use berth_tests::wait;
 fn the_examples_behave_on_three_hosts_as_on_one() {
     let cluster = Cluster::of_three().unwrap();
     cluster.offer_the_examples_images().unwrap();
-    for name in ["classes.yaml", "httpd-class.yaml", "httpd-rbac.yaml"] {
-        cluster.apply_example(name).unwrap();
-    }
-    for name in [
-        "kubia.yaml",
-        "httpd.yaml",
-        "namespace.yaml",
-        "redis-service.yaml",
-        "redis-claims.yaml",
-        "redis.yaml",
-        "nginx.yaml",
-    ] {
-        cluster.apply_example(name).unwrap();
-    }
+    cluster.apply_examples(&["classes.yaml", "httpd-class.yaml", "httpd-rbac.yaml", "kubia.yaml"]).unwrap();
+    cluster.apply_examples(&["httpd.yaml", "namespace.yaml", "redis-service.yaml"]).unwrap();
+    cluster.apply_examples(&["redis-claims.yaml", "redis.yaml", "nginx.yaml"]).unwrap();
     for (set, replicas) in [
         ("kubia", 3),
         ("statefulset-test", 3),
