@@ -89,7 +89,7 @@ pub fn volumes(lab: &Lab) -> Result<()> {
     let node = lab.machine("node1")?;
     node.copy(&stripped, "/root")?;
     node.run(
-        "mkdir -p /srv/nfs /srv/squash
+        "mkdir -p /srv/nfs /srv/squash /etc/exports.d
 echo '/srv/nfs *(rw,no_root_squash,no_subtree_check)' >/etc/exports.d/volumes.exports
 echo '/srv/squash *(rw,root_squash,no_subtree_check)' >>/etc/exports.d/volumes.exports
 systemctl start nfs-server rpc-statd && exportfs -ra",
