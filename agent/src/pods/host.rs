@@ -37,7 +37,7 @@ use crate::runtime::{
     ContainerSpec, Image, ImageError, Mount, RegistryCredentials, Runtime, RuntimeError, Target, TaskState,
     Terminal,
 };
-use crate::volumes::nfs::Of;
+use crate::volumes::nfs::{Of, Process};
 use crate::volumes::{Volumes, remove_tree};
 
 /// The most of a termination message.
@@ -327,6 +327,8 @@ impl RealHost {
         let terminal = spec.tty.then_some(Terminal { stdin });
         let mounts = self.mounts(uid, assignment, spec, message_file)?;
         let id = container::id(uid, name, attempt);
+        let written: Vec<&str> =
+            spec.mounts.iter().filter(|m| !m.read_only).map(|m| m.volume.as_str()).collect();
         let spec = container_spec(
             pod,
             assignment,
@@ -339,7 +341,14 @@ impl RealHost {
             log,
         );
         let spec = ContainerSpec { namespaces: self.network.namespaces(uid), terminal, ..spec };
-        self.insist(|| self.runtime.create(&spec)).await.map_err(fault)
+        self.insist(|| self.runtime.create(&spec)).await.map_err(fault)?;
+        let identity = spec.identity().map_err(fault)?;
+        for volume in written {
+            let groups = identity.groups.clone();
+            let process = Process { user: identity.uid, group: identity.gid, groups };
+            self.volumes.nfs().try_group(pod, volume, process);
+        }
+        Ok(())
     }
 
     fn mounts(

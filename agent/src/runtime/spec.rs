@@ -71,9 +71,16 @@ const MASKED: [&str; 11] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+impl ContainerSpec {
+    /// As whom it runs.
+    pub(crate) fn identity(&self) -> Result<Identity, RuntimeError> {
+        self.image.accounts.identify(&self.image.config.user, &self.user)
+    }
+}
+
 /// The whole specification.
 pub(crate) fn generate(spec: &ContainerSpec, host: &Host) -> Result<Spec, RuntimeError> {
-    let identity = spec.image.accounts.identify(&spec.image.config.user, &spec.user)?;
+    let identity = spec.identity()?;
     let process = process(spec, host, &identity)?;
     build(spec, host, process).map_err(|e| RuntimeError::Config(e.to_string()))
 }

@@ -50,6 +50,13 @@ pub enum Request {
         root: PathBuf,
         sub_dir: String,
     },
+    /// Whether a process like this may write there. This one is such a process afterwards.
+    Try {
+        place: PathBuf,
+        user: u32,
+        group: u32,
+        groups: Vec<u32>,
+    },
     /// How the share is, and each of these places.
     Look {
         root: PathBuf,
@@ -81,6 +88,7 @@ pub struct Prepare {
     pub sub_dir: String,
     pub make: bool,
     pub new_mode: u32,
+    /// None: left as it is.
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     /// 0: left as it is.
@@ -88,8 +96,6 @@ pub struct Prepare {
     /// None: left as it is.
     pub fs_group: Option<i64>,
     pub on_root_mismatch: bool,
-    /// As whom the pod's processes run, if that is known.
-    pub user: Option<u32>,
     pub place: PathBuf,
 }
 
@@ -101,6 +107,8 @@ pub struct Reply {
     pub errno: i32,
     /// Done, but not all that was asked for; in words for the user.
     pub warnings: Vec<String>,
+    /// The directory belongs to the fsGroup.
+    pub grouped: bool,
     /// Answers to `Look`: the share, then each place.
     pub looks: Vec<Look>,
 }
@@ -153,7 +161,7 @@ fn tell_progress() {
 fn serve(request: Request) -> Reply {
     let mut reply = Reply::default();
     let done = match request {
-        Request::Prepare(request) => prepare(&request, &mut reply.warnings),
+        Request::Prepare(request) => prepare(&request, &mut reply),
         Request::Sync { root } => sync(&root),
         Request::Detach { place } => detach(&place),
         Request::Unmount { root } => {
@@ -164,6 +172,9 @@ fn serve(request: Request) -> Reply {
         }
         Request::Archive { root, sub_dir } => with(&root, &sub_dir, "archiving", beneath::archive),
         Request::Remove { root, sub_dir } => with(&root, &sub_dir, "removing", beneath::remove),
+        Request::Try { place, user, group, groups } => {
+            enter(&place, user, group, &groups).map_err(|errno| words("writing there", errno))
+        }
         Request::Look { root, places } => {
             reply.looks = std::iter::once(&root).chain(&places).map(|path| look(path)).collect();
             Ok(())
@@ -237,7 +248,8 @@ fn with(
     work(&root, path).map_err(|errno| denied(&format!("{doing} directory {sub_dir:?}"), errno))
 }
 
-fn prepare(request: &Prepare, warnings: &mut Vec<String>) -> Result<(), Failure> {
+fn prepare(request: &Prepare, reply: &mut Reply) -> Result<(), Failure> {
+    let warnings = &mut reply.warnings;
     let root = open_root(&request.root)?;
     let sub_dir = &request.sub_dir;
     let (directory, new) = if sub_dir.is_empty() {
@@ -260,10 +272,8 @@ fn prepare(request: &Prepare, warnings: &mut Vec<String>) -> Result<(), Failure>
         (opened, false)
     };
     let path = beneath::path_of(&directory);
-    if new && (request.uid.is_some() || request.gid.is_some()) {
-        let (uid, gid) =
-            (request.uid.map(nix::unistd::Uid::from_raw), request.gid.map(nix::unistd::Gid::from_raw));
-        nix::unistd::chown(&path, uid, gid)
+    if request.uid.is_some() || request.gid.is_some() {
+        own(&directory, request.uid, request.gid)
             .map_err(|errno| denied(&format!("giving directory {sub_dir:?} its owner"), errno))?;
     }
     let mode = if request.mode != 0 { request.mode } else { request.new_mode };
@@ -301,40 +311,37 @@ fn prepare(request: &Prepare, warnings: &mut Vec<String>) -> Result<(), Failure>
             }
             other => {
                 other?;
-                warnings.extend(group_denied(request));
+                reply.grouped = true;
             }
         }
     }
     Ok(())
 }
 
-/// What there is to say if the server goes by groups of its own, and not by those that a process has here: then it
-/// denies the pod what its fsGroup should let it do. This process is somebody else afterwards.
-fn group_denied(request: &Prepare) -> Option<String> {
-    use nix::unistd::{AccessFlags, Gid, Uid, access, setgroups, setresgid, setresuid};
-    let group = u32::try_from(request.fs_group?).ok()?;
-    let user = request.user.unwrap_or(NOBODY);
-    if user == 0 {
-        return None;
+/// Gives a directory its owner and group, where it has another.
+fn own(directory: &OwnedFd, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+    let now = nix::sys::stat::fstat(directory)?;
+    if uid.is_none_or(|uid| uid == now.st_uid) && gid.is_none_or(|gid| gid == now.st_gid) {
+        return Ok(());
     }
-    // The way to it is root's.
-    std::env::set_current_dir(&request.place).ok()?;
-    let (member, other, user_id) = (Gid::from_raw(group), Gid::from_raw(NOBODY), Uid::from_raw(user));
-    setgroups(&[member]).and_then(|()| setresgid(other, other, other)).ok()?;
-    setresuid(user_id, user_id, user_id).ok()?;
-    let denied = access(".", AccessFlags::W_OK | AccessFlags::X_OK) == Err(Errno::EACCES);
-    denied.then(|| {
-        format!(
-            "fsGroup {group} owns directory {:?}, but does not let user {user} write there: the server looks up \
-             itself who is in which group. Set manage-gids=n under [mountd] in its /etc/nfs.conf, or open the \
-             directory with the class's mountPermissions (\"0777\")",
-            request.sub_dir
-        )
-    })
+    let (uid, gid) = (uid.map(nix::unistd::Uid::from_raw), gid.map(nix::unistd::Gid::from_raw));
+    nix::unistd::chown(&beneath::path_of(directory), uid, gid)
 }
 
-/// A user that no server knows anything of.
-const NOBODY: u32 = 65534;
+/// Becomes that process and asks whether it may write there; what it cannot become it says nothing of.
+fn enter(place: &Path, user: u32, group: u32, groups: &[u32]) -> Result<(), Errno> {
+    use nix::unistd::{AccessFlags, Gid, Uid, access, setgroups, setresgid, setresuid};
+    // The way to it is root's.
+    if std::env::set_current_dir(place).is_err() {
+        return Ok(());
+    }
+    let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+    let (group, user) = (Gid::from_raw(group), Uid::from_raw(user));
+    setgroups(&groups)?;
+    setresgid(group, group, group)?;
+    setresuid(user, user, user)?;
+    access(".", AccessFlags::W_OK | AccessFlags::X_OK)
+}
 
 /// Binds the directory there, in place of whatever else is.
 fn bind(directory: &OwnedFd, place: &Path) -> Result<(), Failure> {

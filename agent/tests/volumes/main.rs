@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use berth_agent::volumes::nfs::{News, Of, Times};
+use berth_agent::volumes::nfs::{News, Of, Process, Times};
 use berth_agent::volumes::{Nfs, NfsConfig, VolumeError};
 use berth_proto::{NfsSource, PodRef, PodSecurity, VolumeUsage};
 

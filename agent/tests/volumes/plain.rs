@@ -124,6 +124,54 @@ async fn owner_mode_and_group_are_as_asked_for() {
 }
 
 #[tokio::test]
+async fn a_directory_made_by_hand_gets_its_owner_each_time_and_one_to_read_never() {
+    let lab = lab();
+    let export = lab.export("nas:/data");
+    let theirs = NfsSource { make: false, uid: Some(26), gid: Some(27), ..source("nas", "/data", "") };
+    let owner = || export.metadata().map(|data| (data.uid(), data.gid())).unwrap();
+    let (place, pod) = (lab.place("reader"), life("reader"));
+    let of = Of { pod: &pod, volume: "data", claim: "data", place: &place };
+    lab.nfs.mount(&of, &theirs, &PodSecurity::default(), true).await.unwrap();
+    assert_eq!(owner(), (0, 0));
+    for pod in ["a", "b"] {
+        lab.mount(pod, &theirs).await.unwrap();
+        assert_eq!(owner(), (26, 27));
+        std::os::unix::fs::chown(&export, Some(1), Some(1)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_goes_by_groups_of_its_own_is_named_and_only_where_they_are_needed() {
+    let lab = lab();
+    let a = source("nas", "/data", "a");
+    let security = PodSecurity { fs_group: Some(5678), ..PodSecurity::default() };
+    let place = lab.mount_as("a", &a, &security).await.unwrap();
+    let tried = |user, group, groups: &[u32]| {
+        let process = Process { user, group, groups: groups.to_vec() };
+        lab.nfs.try_group(&life("a"), "data", process);
+    };
+    // As such a server answers whoever is not the owner.
+    let answers = |mode| std::fs::set_permissions(&place, PermissionsExt::from_mode(mode)).unwrap();
+    answers(0o2750);
+    tried(0, 0, &[5678]);
+    tried(999, 5678, &[]);
+    tried(1000, 0, &[5678]);
+    lab.until("user 1000 is told", |lab| lab.news.told("a", "VolumePermissions").is_some()).await;
+    let told = lab.news.events.lock().unwrap().drain(..).collect::<Vec<_>>();
+    assert_eq!(told.len(), 1, "{told:?}");
+    let message = &told[0].2;
+    for words in ["fsGroup 5678", "user 1000", "manage-gids=n", "runAsGroup: 5678"] {
+        assert!(message.contains(words), "{message}");
+    }
+    answers(0o2770);
+    tried(1001, 0, &[5678]);
+    tried(1002, 0, &[]);
+    lab.until("user 1002 is told", |lab| lab.news.told("a", "VolumePermissions").is_some()).await;
+    let told = lab.news.events.lock().unwrap().clone();
+    assert!(told.len() == 1 && told[0].2.contains("user 1002"), "a member may write: {told:?}");
+}
+
+#[tokio::test]
 async fn nothing_leads_out_of_the_share() {
     let lab = lab();
     let export = lab.export("nas:/data");

@@ -91,6 +91,14 @@ pub struct Of<'a> {
     pub place: &'a Path,
 }
 
+/// As whom a process of a pod runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub user: u32,
+    pub group: u32,
+    pub groups: Vec<u32>,
+}
+
 /// A cheap handle.
 #[derive(Clone)]
 pub struct Nfs {
@@ -125,6 +133,8 @@ struct Use {
     place: PathBuf,
     /// It is mounted, and has not been found lost.
     ready: bool,
+    /// The fsGroup that owns it.
+    group: Option<u32>,
     told: Option<Instant>,
 }
 
@@ -190,11 +200,10 @@ impl Nfs {
             sub_dir: source.sub_dir.clone(),
             make: source.make,
             new_mode: source.new_mode,
-            uid: source.uid,
-            gid: source.gid,
+            uid: source.uid.filter(|_| source.make || !read_only),
+            gid: source.gid.filter(|_| source.make || !read_only),
             mode: if read_only { 0 } else { source.mode },
             fs_group: security.fs_group.filter(|_| !read_only),
-            user: security.run_as_user.and_then(|user| u32::try_from(user).ok()),
             on_root_mismatch: security.fs_group_change_policy == "OnRootMismatch",
             place: of.place.to_owned(),
         };
@@ -205,8 +214,39 @@ impl Nfs {
         }
         if let Some(one) = self.inner.uses().all.get_mut(&key) {
             one.ready = true;
+            let group = security.fs_group.filter(|_| reply.grouped);
+            one.group = group.and_then(|group| u32::try_from(group).ok());
         }
         Ok(())
+    }
+
+    /// Tells, in a while, if the server does not let a process of a pod do what its fsGroup is for: it may go by
+    /// groups of its own, and not by those that the process has here. A process's first group, and root, count
+    /// with every server, so there is nothing to find out about them.
+    pub fn try_group(&self, pod: &PodRef, volume: &str, process: Process) {
+        let one = self.inner.uses().all.get(&(pod.uid.clone(), volume.to_owned())).cloned();
+        let Some((one, group)) = one.and_then(|one| one.group.map(|group| (one, group))) else { return };
+        if process.user == 0 || process.group == group {
+            return;
+        }
+        let nfs = self.clone();
+        tokio::spawn(async move {
+            let Process { user, group: first, groups } = process;
+            let name = format!("try:{}:{user}:{first}", one.place.display());
+            let request = Request::Try { place: one.place, user, group: first, groups };
+            let (ended, _) = nfs.lane(&one.server).run(nfs.job(&name, &request, false)).await;
+            if !matches!(ended, Ended::Answer(reply) if reply.errno == Errno::EACCES as i32) {
+                return;
+            }
+            let message = format!(
+                "volume {:?}: fsGroup {group} owns its directory, but does not let user {user} write there: the \
+                 server looks up itself who is in which group. Set manage-gids=n under [mountd] in its \
+                 /etc/nfs.conf, or runAsGroup: {group} in the pod, or open the directory with the class's \
+                 mountPermissions (\"0777\")",
+                one.volume
+            );
+            nfs.inner.tell(&one.pod, true, "VolumePermissions", message);
+        });
     }
 
     /// Looks after a directory of this host too, for what it says of its use.
@@ -284,6 +324,7 @@ impl Nfs {
             root: share.root.clone(),
             place: of.place.to_owned(),
             ready: false,
+            group: None,
             told: None,
         }
     }

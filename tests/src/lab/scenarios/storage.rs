@@ -161,9 +161,17 @@ pub fn storage(lab: &Lab) -> Result<()> {
     lab.on("nfs", "rm -f /etc/nfs.conf.d/berth.conf; systemctl restart nfs-mountd; exportfs -f")?;
     let own = "  securityContext: {runAsUser: 1000, fsGroup: 2000}";
     lab.kubectl.apply(&class("modes", "/srv/berth", ", mountPermissions: '0750', subDir: modes", ""))?;
+    // Whose first group it is may write there on every server, as databases do.
+    let first = "  securityContext: {runAsUser: 999, runAsGroup: 999, fsGroup: 999}";
+    lab.kubectl.apply(&class("first", "/srv/berth", ", subDir: first", ""))?;
+    lab.kubectl.apply(&pod("first", "first", STAY, first))?;
+    lab.ready("first")?;
+    lab.exec("first", "echo 1 >/data/page")?;
     lab.kubectl.apply(&pod("grouped", "modes", STAY, own))?;
     lab.ready("grouped")?;
     lab.told("grouped", "VolumePermissions", "manage-gids=n")?;
+    let told = lab.kubectl.run("get events --field-selector involvedObject.name=first")?;
+    ensure!(!told.contains("VolumePermissions"), "{told}");
     for script in commands("Permissions") {
         lab.on("nfs", script)?;
     }
@@ -239,7 +247,7 @@ echo '/srv/squash 10.77.0.0/24(rw,root_squash,no_subtree_check)' >/etc/exports.d
     ensure!(plain.contains("size-enforced: false") && !plain.contains("berth.dev/limit"), "{plain}");
     lab.clear()?;
     lab.kubectl.run(
-        "delete storageclass three fourone fourtwo modes squash removed archived retained link limited",
+        "delete storageclass three fourone fourtwo first modes squash removed archived retained link limited",
     )?;
     lab.on("nfs", "rm -rf /srv/berth/*").map(drop)
 }
