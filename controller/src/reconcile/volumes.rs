@@ -477,7 +477,8 @@ async fn dispose(context: &Context, name: &str) -> Outcome {
                     node_of(store, host).map(Some).ok_or_else(|| format!("node {host:?} is not there"))
                 }
             };
-            match (node, claims::location(&value)) {
+            let location = claims::end_of(&value, &context.provisioners.borrow());
+            match (node, location) {
                 (Ok(node), Ok(location)) => context.hosts.end(node, location, end).await,
                 (Err(why), _) | (_, Err(why)) => Err(why),
             }

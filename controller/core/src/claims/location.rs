@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::{HOSTNAME, NFS_DRIVER};
+use super::{HOSTNAME, NFS_DRIVER, PROVISIONED_BY};
 use crate::object;
 
 /// On a volume made here: the part of `spec.nfs.path` that is mounted, once for all volumes of that share.
@@ -48,6 +48,7 @@ pub struct Nfs {
     /// Not used yet: made if it is not there.
     pub make: bool,
     pub new_mode: u32,
+    /// None: left as it is.
     pub uid: Option<u32>,
     pub gid: Option<u32>,
 }
@@ -100,7 +101,7 @@ pub fn location(volume: &Value) -> Result<Location, String> {
     Err("its kind is not supported by Berth yet (local, hostPath, nfs and nfs.csi.k8s.io are)".to_owned())
 }
 
-fn of_driver(volume: &Value, mount_options: Vec<String>) -> Result<Nfs, String> {
+fn of_driver(volume: &Value, mut mount_options: Vec<String>) -> Result<Nfs, String> {
     let csi = &volume["spec"]["csi"];
     let attribute = |name: &str| {
         let all = csi["volumeAttributes"].as_object().into_iter().flatten();
@@ -108,6 +109,13 @@ fn of_driver(volume: &Value, mount_options: Vec<String>) -> Result<Nfs, String> 
         found.next().and_then(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     };
     let given = |name: &str| attribute(name).ok_or_else(|| format!("volumeAttributes.{name} is missing"));
+    mount_options.extend(options(attribute("mountOptions"))?);
+    // A directory that a provisioner made got its owner then, and is its users' from there on.
+    let owned = unused(volume) || object::annotation(volume, PROVISIONED_BY).is_none();
+    let owner = |name: &str| {
+        let owner = attribute(name).map(|value| id(name, value)).transpose();
+        owner.map(|owner| owner.filter(|_| owned))
+    };
     Ok(Nfs {
         server: server(given("server")?)?,
         share: share(given("share")?)?,
@@ -118,8 +126,8 @@ fn of_driver(volume: &Value, mount_options: Vec<String>) -> Result<Nfs, String> 
         make: unused(volume),
         // As the driver leaves it.
         new_mode: 0o755,
-        uid: attribute("uid").map(|value| id("uid", value)).transpose()?,
-        gid: attribute("gid").map(|value| id("gid", value)).transpose()?,
+        uid: owner("uid")?,
+        gid: owner("gid")?,
     })
 }
 

@@ -17,7 +17,7 @@ pub use location::{Directory, Location, Nfs, UNUSED, location, pinned_to};
 pub use provision::{
     Backend, Directories, Export, NFS_DRIVER, OnDelete, Provisioners, checked_export, patterned,
 };
-pub use reclaim::{Reclaim, reclaim, used_by_another};
+pub use reclaim::{Reclaim, end_of, reclaim, used_by_another};
 
 use crate::object;
 use crate::place::reaches;

@@ -98,6 +98,11 @@ impl OnDelete {
         }
     }
 
+    /// As csi-driver-nfs reads it.
+    pub fn read_in_any_case(text: &str) -> Option<OnDelete> {
+        OnDelete::read(&text.to_ascii_lowercase())
+    }
+
     fn text(self) -> &'static str {
         match self {
             OnDelete::Delete => "delete",
@@ -234,6 +239,8 @@ impl New<'_> {
         for (key, value) in parameters(self.class) {
             match key {
                 "pathPattern" => pattern = Some(value),
+                // As its chart leaves what is not set.
+                "onDelete" | "archiveOnDelete" if value.is_empty() => {}
                 "onDelete" => {
                     let read = OnDelete::read(value).ok_or_else(|| {
                         format!("parameter onDelete: {value:?} is none of delete, retain and archive")
@@ -292,7 +299,7 @@ impl New<'_> {
                 "subdir" => sub_dir = Some(value).filter(|value| !value.is_empty()),
                 "mountpermissions" => drop(location::mode(value)?),
                 name @ ("uid" | "gid") => drop(location::id(name, value)?),
-                "ondelete" => match OnDelete::read(value) {
+                "ondelete" => match OnDelete::read_in_any_case(value) {
                     Some(_) => on_delete = value,
                     None if value.is_empty() => {}
                     None => {

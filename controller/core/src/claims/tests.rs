@@ -327,6 +327,19 @@ mod nfs {
     }
 
     #[test]
+    fn what_becomes_of_the_drivers_directory_is_read_in_any_case() {
+        for (given, expected) in [
+            ("Retain", OnDelete::Retain),
+            ("ARCHIVE", OnDelete::Archive),
+            ("delete", OnDelete::Delete),
+            ("", OnDelete::Delete),
+        ] {
+            let volume = of_class(json!({"server": "nas", "share": "/x", "OnDelete": given})).unwrap();
+            assert_eq!(reclaim(&volume, &known()), Reclaim::Dispose(expected), "{given:?}");
+        }
+    }
+
+    #[test]
     fn a_class_with_parameters_that_nobody_knows_is_refused_by_name() {
         let why = |parameters: Value| of_class(parameters).unwrap_err();
         assert!(why(json!({"share": "/"})).contains("parameter server"));
@@ -349,6 +362,8 @@ mod nfs {
         assert_eq!((there.new_mode, there.make), (0o777, true));
         assert_eq!(reclaim(&volume, &known()), Reclaim::Dispose(OnDelete::Archive));
         let end = |parameters: Value| reclaim(&of_mapped(parameters).unwrap(), &known());
+        let unset = json!({"archiveOnDelete": "", "onDelete": "", "pathPattern": ""});
+        assert_eq!(end(unset), Reclaim::Dispose(OnDelete::Archive), "as its chart leaves them");
         assert_eq!(end(json!({"archiveOnDelete": "false"})), Reclaim::Dispose(OnDelete::Delete));
         assert_eq!(
             end(json!({"archiveOnDelete": "false", "onDelete": "retain"})),
@@ -378,6 +393,20 @@ mod nfs {
         assert_eq!((there.share.as_str(), there.sub_dir.as_str()), ("/nfsdata/default-x-pvc-9", ""));
         assert!(there.read_only && !there.make, "what is there is never taken for new");
         assert_eq!(reclaim(&moved, &known()), Reclaim::Dispose(OnDelete::Archive));
+        let ends_in = |path: &str| {
+            let mut volume = moved.clone();
+            volume["spec"]["nfs"]["path"] = path.into();
+            end_of(&volume, &known()).map(|end| match end {
+                Location::Nfs(nfs) => (nfs.share, nfs.sub_dir),
+                other => panic!("{other:?}"),
+            })
+        };
+        let place = |share: &str, sub_dir: &str| Ok((share.to_owned(), sub_dir.to_owned()));
+        assert_eq!(ends_in("/nfsdata/default-x-pvc-9"), place("/nfsdata", "default-x-pvc-9"));
+        assert_eq!(ends_in("/nfsdata/team/x"), place("/nfsdata", "team/x"), "the share, where it is known");
+        assert_eq!(ends_in("/nfsdatax/y/x"), place("/nfsdatax/y", "x"));
+        assert_eq!(ends_in("/x"), place("/", "x"));
+        assert!(ends_in("/").unwrap_err().contains("not touched"));
         let mut csi = moved.clone();
         csi["spec"].as_object_mut().unwrap().remove("nfs");
         csi["metadata"]["annotations"][PROVISIONED_BY] = NFS_DRIVER.into();
@@ -387,8 +416,35 @@ mod nfs {
         });
         assert_eq!(at(&csi).full_path(), "/share/d");
         assert_eq!(reclaim(&csi, &known()), Reclaim::Dispose(OnDelete::Retain));
+        assert_eq!(end_of(&csi, &known()), location(&csi));
         csi["metadata"]["annotations"] = json!({});
         assert_eq!(reclaim(&csi, &known()), Reclaim::Keep, "made by a person");
+    }
+
+    #[test]
+    fn a_volume_of_the_driver_made_by_hand_is_what_its_attributes_say() {
+        let attributes = json!({
+            "server": "nas", "share": "/", "mountPermissions": "0750", "uid": "26", "gid": "27",
+            "mountOptions": "nfsvers=4.1,noatime",
+        });
+        let mut by_hand = json!({
+            "metadata": {"name": "v"},
+            "spec": {
+                "mountOptions": ["hard"],
+                "csi": {"driver": NFS_DRIVER, "volumeHandle": "x", "volumeAttributes": attributes},
+            },
+        });
+        let there = at(&by_hand);
+        assert_eq!((there.share.as_str(), there.sub_dir.as_str(), there.make), ("/", "", false));
+        assert_eq!((there.mode, there.uid, there.gid), (0o750, Some(26), Some(27)));
+        assert_eq!(there.mount_options, ["hard", "nfsvers=4.1", "noatime"]);
+        by_hand["spec"]["csi"]["volumeAttributes"]["subDir"] = "team/db".into();
+        assert_eq!(at(&by_hand).full_path(), "/team/db");
+        // A provisioner gave its owner once: what its users have made of it since is theirs.
+        by_hand["metadata"]["annotations"] = json!({PROVISIONED_BY: NFS_DRIVER});
+        assert_eq!((at(&by_hand).uid, at(&by_hand).gid), (None, None));
+        by_hand["metadata"]["annotations"][UNUSED] = "true".into();
+        assert_eq!(at(&by_hand).uid, Some(26));
     }
 
     #[test]

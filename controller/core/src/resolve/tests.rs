@@ -251,6 +251,25 @@ fn a_claim_leads_to_its_volumes_directory() {
 }
 
 #[test]
+fn a_claim_to_read_only_is_mounted_so() {
+    let pv = json!({"spec": {"claimRef": {"uid": "c"}, "nfs": {"server": "nas", "path": "/x"}}});
+    let read_only = |modes: Value, volume_source: Value, of_pod: bool| {
+        let claim = json!({"metadata": {"uid": "c"}, "spec": {"volumeName": "pv", "accessModes": modes}});
+        let mut pv = pv.clone();
+        pv["spec"]["nfs"]["readOnly"] = volume_source;
+        let there = There::default().with("persistentvolumeclaims/c", claim).with("persistentvolumes/pv", pv);
+        let reference = json!({"claimName": "c", "readOnly": of_pod});
+        volume(json!({"name": "data", "persistentVolumeClaim": reference}), &there).read_only
+    };
+    assert!(read_only(json!(["ReadOnlyMany"]), false.into(), false), "the claim");
+    assert!(read_only(json!(["ReadWriteMany"]), true.into(), false), "the volume");
+    assert!(read_only(json!(["ReadWriteMany"]), false.into(), true), "the pod");
+    for modes in [json!(["ReadOnlyMany", "ReadWriteOnce"]), json!(["ReadWriteOnce"]), json!([])] {
+        assert!(!read_only(modes.clone(), false.into(), false), "{modes}");
+    }
+}
+
+#[test]
 fn a_claim_that_cannot_be_had_says_why() {
     let spec = json!({"name": "data", "persistentVolumeClaim": {"claimName": "c"}});
     let claim = |volume: &str| json!({"metadata": {"uid": "c-1"}, "spec": {"volumeName": volume}});

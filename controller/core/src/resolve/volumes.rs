@@ -69,7 +69,12 @@ fn claim(name: &str, sources: &Sources) -> Result<(volume::Source, bool), String
     if holder["uid"].as_str().is_some_and(|uid| uid != object::uid(&claim)) {
         return Err(format!("persistentvolume {volume_name:?} is bound to another claim"));
     }
-    source_of(&volume).map_err(|why| format!("MountVolume.SetUp failed for volume {volume_name:?} : {why}"))
+    let (source, read_only) = source_of(&volume)
+        .map_err(|why| format!("MountVolume.SetUp failed for volume {volume_name:?} : {why}"))?;
+    // Many may read it: that nobody writes is what the claim asks for.
+    let mut modes = list(&claim["spec"]["accessModes"]).peekable();
+    let to_read = modes.peek().is_some() && modes.all(|mode| mode == "ReadOnlyMany");
+    Ok((source, read_only || to_read))
 }
 
 fn source_of(volume: &Value) -> Result<(volume::Source, bool), String> {

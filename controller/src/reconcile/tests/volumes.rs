@@ -222,6 +222,32 @@ async fn an_nfs_claim_is_bound_without_a_pod_and_its_directory_archived_by_any_h
 }
 
 #[tokio::test]
+async fn a_volume_of_another_cluster_is_taken_by_its_claim_and_archived_in_its_share() {
+    let world = World::new().await;
+    let classes = &kinds::storage_class::STORAGE_CLASS;
+    world.create(classes, "", nfs_class("nas", "subdir", json!({}))).await;
+    // As `kubectl get pv -o yaml` shows what nfs-subdir-external-provisioner made.
+    let path = "/export/default-data-web-0-pvc-9";
+    let moved = json!({
+        "metadata": {"name": "pvc-9", "annotations": {"pv.kubernetes.io/provisioned-by": "subdir"}},
+        "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "storageClassName": "nas",
+            "persistentVolumeReclaimPolicy": "Delete", "nfs": {"server": "nas", "path": path},
+            "claimRef": {"namespace": "default", "name": "data-web-0"},
+        },
+    });
+    world.create(VOLUMES, "", moved).await;
+    world.create(CLAIMS, "default", nfs_claim("data-web-0", "nas")).await;
+    world.until("it is bound", |w| phase(&w.get(CLAIMS, "data-web-0")) == "Bound").await;
+    assert_eq!(world.names(VOLUMES), ["pvc-9"], "no other was made");
+    world.delete(CLAIMS, "data-web-0", None).await;
+    world.until("the volume is gone", |w| w.names(VOLUMES).is_empty()).await;
+    let done = world.hosts.ended.lock().unwrap().clone();
+    let [(None, Location::Nfs(nfs), End::Archive)] = done.as_slice() else { panic!("{done:?}") };
+    assert_eq!((nfs.share.as_str(), nfs.sub_dir.as_str()), ("/export", "default-data-web-0-pvc-9"));
+}
+
+#[tokio::test]
 async fn a_directory_that_two_volumes_have_goes_with_the_last_of_them() {
     let world = World::new().await;
     let classes = &kinds::storage_class::STORAGE_CLASS;
