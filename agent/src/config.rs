@@ -3,8 +3,9 @@
 //! A key that is not known is refused with its name: a setting that is misspelt must not be ignored.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use berth_service::config::ConfigError;
 use serde::Deserialize;
 
 use crate::cgroup;
@@ -15,35 +16,6 @@ const RUN_DIR: &str = "/run/berth";
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 /// As the kubelet's.
 const MAX_PODS: u32 = 110;
-
-/// Why the agent cannot start with what it was given.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file.
-    #[error("{path}: {error}", path = .path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// Not TOML, or not ours.
-    #[error("{path}: {reason}", path = .path.display())]
-    Parse {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// `what` names the flag, which is also the file's key.
-    #[error("{what}: {reason}")]
-    Invalid {
-        /// Flag and key.
-        what: &'static str,
-        /// Why.
-        reason: String,
-    },
-}
 
 /// The settings of `berth-agent run`. Each is a flag and, under the same name, a key of the file.
 #[derive(clap::Args, Clone, Debug, Default, Deserialize)]
@@ -130,14 +102,6 @@ pub struct Settings {
 }
 
 impl Given {
-    /// Reads a configuration file.
-    pub fn read(path: &Path) -> Result<Given, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
-        // The parser's words show the line and, for an unknown key, which ones there are.
-        toml::from_str(&text).map_err(|e| ConfigError::Parse { path: path.to_owned(), reason: e.to_string() })
-    }
-
     /// The run directory alone: what a command needs that talks to the running agent.
     pub fn run_dir_over(self, file: Given) -> PathBuf {
         self.run_dir.or(file.run_dir).unwrap_or_else(|| RUN_DIR.into())
@@ -145,7 +109,7 @@ impl Given {
 
     /// These flags, over what a file says, over the defaults. `host_name` is this machine's.
     pub fn over(self, file: Given, host_name: &str) -> Result<Settings, ConfigError> {
-        let invalid = |what, reason: String| Err(ConfigError::Invalid { what, reason });
+        let invalid = |what, reason: String| Err(ConfigError::invalid(what, reason));
         let Some(controller) = self.controller.or(file.controller) else {
             return invalid("controller", "the controller's address is needed".to_owned());
         };
@@ -272,10 +236,9 @@ impl Settings {
         let beside = || std::env::current_exe().map(|exe| exe.with_file_name("berth-log-writer"));
         let found = self.log_writer.clone().map_or_else(beside, Ok);
         let path = found.as_ref().ok().cloned().unwrap_or_default();
-        found.and_then(|path| path.canonicalize()).map_err(|error| ConfigError::Invalid {
-            what: "log-writer",
-            reason: format!("{}: {error}", path.display()),
-        })
+        found
+            .and_then(|path| path.canonicalize())
+            .map_err(|error| ConfigError::invalid("log-writer", format!("{}: {error}", path.display())))
     }
 }
 
@@ -294,15 +257,17 @@ fn mirror(text: &str) -> Result<(String, String), ConfigError> {
         Some((registry, mirror)) if !registry.is_empty() && !mirror.is_empty() => {
             Ok((registry.to_owned(), mirror.to_owned()))
         }
-        _ => Err(ConfigError::Invalid {
-            what: "registry-mirror",
-            reason: format!("{text:?} is not of the form REGISTRY=HOST:PORT, e.g. docker.io=mirror.lan:5000"),
-        }),
+        _ => Err(ConfigError::invalid(
+            "registry-mirror",
+            format!("{text:?} is not of the form REGISTRY=HOST:PORT, e.g. docker.io=mirror.lan:5000"),
+        )),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn controller() -> Given {
@@ -353,23 +318,8 @@ mod tests {
 
     #[test]
     fn the_example_explains_every_setting() {
-        const EXAMPLE: &str = include_str!("../../systemd/agent.toml");
-        // What is commented out is a setting if no blank follows the sign.
-        let all: String = EXAMPLE
-            .lines()
-            .map(|line| match line.strip_prefix('#') {
-                Some(setting) if !setting.starts_with(' ') => format!("{setting}\n"),
-                _ => format!("{line}\n"),
-            })
-            .collect();
-        toml::from_str::<Given>(&all).unwrap();
-        toml::from_str::<Given>(EXAMPLE).unwrap();
-        // The parser's own words name all keys there are.
-        let refused = toml::from_str::<Given>("no-such-key = 1").unwrap_err().to_string();
-        let expected = refused.split_once("expected").unwrap().1;
-        for key in expected.split('`').skip(1).step_by(2).filter(|key| !all.contains(&format!("[[{key}]]"))) {
-            let explained = all.lines().any(|line| line.starts_with(&format!("{key} = ")));
-            assert!(explained, "systemd/agent.toml does not explain {key}");
-        }
+        let faults =
+            berth_service::config::faults_of_example::<Given>(include_str!("../../systemd/agent.toml"), &[]);
+        assert!(faults.is_empty(), "systemd/agent.toml: {faults:#?}");
     }
 }

@@ -121,7 +121,8 @@ fn wait_ready(
         bail!("{pod:?} is not NAMESPACE/POD");
     };
     let limit = Duration::try_from(timeout).context("--timeout must not be negative")?;
-    let file = usual(config).map(|path| Given::read(&path)).transpose()?.unwrap_or_default();
+    let file =
+        usual(config).map(|path| service::config::read::<Given>(&path)).transpose()?.unwrap_or_default();
     let run_dir = Given { run_dir, ..Given::default() }.run_dir_over(file);
     let told = |says: &str| eprintln!("{pod}: {says}");
     light_runtime()?
@@ -150,7 +151,7 @@ fn light_runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn settings(config: Option<&Path>, flags: Given) -> Result<Settings> {
-    let file = config.map(Given::read).transpose()?.unwrap_or_default();
+    let file = config.map(service::config::read::<Given>).transpose()?.unwrap_or_default();
     let host = nix::unistd::gethostname().context("the host's name")?;
     Ok(flags.over(file, &host.to_string_lossy())?)
 }

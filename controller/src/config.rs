@@ -4,28 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_controller_core::claims::{
     Backend, DIRECTORY_PROVISIONER, Directories, Export, NFS_DRIVER, checked_export,
 };
 use berth_controller_core::kinds::names;
+use berth_service::config::ConfigError;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
 const DATA_DIR: &str = "/var/lib/berth-controller";
-
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("{path}: {error}", path = .path.display())]
-    Read { path: PathBuf, error: std::io::Error },
-    #[error("{path}: {reason}", path = .path.display())]
-    Parse { path: PathBuf, reason: String },
-    /// `what` names the flag, which is also the file's key.
-    #[error("{what}: {reason}")]
-    Invalid { what: String, reason: String },
-}
 
 /// The settings of `berth-controller serve`. Each is a flag and, under the same name, a key of the file.
 #[derive(clap::Args, Clone, Debug, Default, Deserialize)]
@@ -95,14 +85,6 @@ pub struct Settings {
 }
 
 impl Given {
-    /// Reads a configuration file.
-    pub fn read(path: &Path) -> Result<Given, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
-        // The parser's words show the line and, for an unknown key, which ones there are.
-        toml::from_str(&text).map_err(|e| ConfigError::Parse { path: path.to_owned(), reason: e.to_string() })
-    }
-
     /// These flags, over what a file says, over the defaults.
     pub fn over(self, file: Given) -> Result<Settings, ConfigError> {
         let both = |name: &str| name.to_owned();
@@ -120,7 +102,7 @@ impl Given {
             certificate_life: certificate_life(self.certificate_life.or(file.certificate_life))?,
             provisioners: provisioners(file.provisioner)?,
         };
-        let invalid = |what: &str, reason: String| Err(ConfigError::Invalid { what: what.into(), reason });
+        let invalid = |what: &str, reason: String| Err(ConfigError::invalid(what, reason));
         if let Some(fault) = names::subdomain(&settings.cluster_domain).first() {
             return invalid("cluster-domain", format!("{:?}: {fault}", settings.cluster_domain));
         }
@@ -181,10 +163,10 @@ fn certificate_life(given: Option<SignedDuration>) -> Result<Duration, ConfigErr
     let Some(given) = given else { return Ok(crate::pki::LIFE) };
     match Duration::try_from(given) {
         Ok(life) if (SHORTEST_LIFE..=LONGEST_LIFE).contains(&life) => Ok(life),
-        _ => Err(ConfigError::Invalid {
-            what: "certificate-life".to_owned(),
-            reason: format!("{given:#} is not between {SHORTEST_LIFE:?} and ten years"),
-        }),
+        _ => Err(ConfigError::invalid(
+            "certificate-life",
+            format!("{given:#} is not between {SHORTEST_LIFE:?} and ten years"),
+        )),
     }
 }
 
@@ -192,10 +174,7 @@ fn provisioners(given: Vec<Provisioner>) -> Result<BTreeMap<String, Backend>, Co
     let mut all = BTreeMap::new();
     for one in given {
         let name = one.name.clone();
-        let invalid = |reason: &str| ConfigError::Invalid {
-            what: format!("provisioner {name:?}"),
-            reason: reason.to_owned(),
-        };
+        let invalid = |reason: &str| ConfigError::invalid(format!("provisioner {name:?}"), reason);
         if name.is_empty() || name == DIRECTORY_PROVISIONER || name == NFS_DRIVER {
             return Err(invalid("this name is not to be had"));
         }
@@ -231,13 +210,15 @@ fn backend(given: Provisioner) -> Result<Backend, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn parse(text: &str) -> Result<Given, String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("controller.toml");
         std::fs::write(&path, text).unwrap();
-        Given::read(&path).map_err(|e| e.to_string())
+        berth_service::config::read::<Given>(&path).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -332,27 +313,8 @@ mod tests {
 
     #[test]
     fn the_example_explains_every_setting() {
-        const EXAMPLE: &str = include_str!("../../systemd/controller.toml");
-        // What is commented out is a setting if no blank follows the sign.
-        let all: String = EXAMPLE
-            .lines()
-            .map(|line| match line.strip_prefix('#') {
-                Some(setting) if !setting.starts_with(' ') => format!("{setting}\n"),
-                _ => format!("{line}\n"),
-            })
-            .collect();
-        parse(&all).unwrap();
-        parse(EXAMPLE).unwrap();
-        for block in &["", "[[provisioner]]\n"] {
-            // The parser's own words name all keys there are.
-            let refused = parse(&format!("{block}no-such-key = 1")).unwrap_err();
-            let expected = refused.split_once("expected").unwrap().1;
-            for key in
-                expected.split('`').skip(1).step_by(2).filter(|key| !all.contains(&format!("[[{key}]]")))
-            {
-                let explained = all.lines().any(|line| line.starts_with(&format!("{key} = ")));
-                assert!(explained, "systemd/controller.toml does not explain {key}");
-            }
-        }
+        let example = include_str!("../../systemd/controller.toml");
+        let faults = berth_service::config::faults_of_example::<Given>(example, &["provisioner"]);
+        assert!(faults.is_empty(), "systemd/controller.toml: {faults:#?}");
     }
 }

@@ -207,7 +207,7 @@ fn create_token(data_dir: &Path, node: Option<&str>, ttl: SignedDuration) -> Res
 }
 
 fn settings(config: Option<&Path>, flags: Given) -> Result<Settings> {
-    let file = config.map(Given::read).transpose()?.unwrap_or_default();
+    let file = config.map(service::config::read::<Given>).transpose()?.unwrap_or_default();
     Ok(flags.over(file)?)
 }
 

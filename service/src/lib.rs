@@ -1,8 +1,10 @@
-//! Being a good service, for both daemons alike: logs for a terminal or for journald, the word to systemd, signals.
+//! Being a good service, for both daemons alike: the configuration file, logs for a terminal or for journald, the word
+//! to systemd, signals.
 //!
 //! It must never keep a daemon from starting: where no service manager listens, nothing is said.
 
 pub mod check;
+pub mod config;
 
 use std::convert::Infallible;
 use std::fmt;
