@@ -33,6 +33,16 @@ pub struct Directory {
     pub name: String,
 }
 
+impl Directory {
+    /// As the host calls it; below its agent's volumes directory if it is not absolute.
+    pub fn full_path(&self) -> String {
+        match self.root.as_str() {
+            "" => self.name.clone(),
+            root => format!("{}/{}", root.trim_end_matches('/'), self.name),
+        }
+    }
+}
+
 /// A directory on an NFS server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nfs {
@@ -61,14 +71,27 @@ impl Nfs {
             sub_dir => format!("{}/{sub_dir}", self.share.trim_end_matches('/')),
         }
     }
+}
 
-    /// It is that directory, or below it.
-    pub fn lies_in(&self, other: &Nfs) -> bool {
-        let (own, there) = (self.full_path(), other.full_path());
-        let there = there.trim_end_matches('/');
-        let below = own.strip_prefix(there).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        below && self.server.eq_ignore_ascii_case(&other.server)
-    }
+/// Whether a volume's directory is another's, or below it. What is pinned to no host is on each.
+pub fn lies_in(volume: &Value, other: &Value) -> bool {
+    let (own, there) = match (location(volume), location(other)) {
+        (Ok(Location::Nfs(own)), Ok(Location::Nfs(there))) => {
+            if !own.server.eq_ignore_ascii_case(&there.server) {
+                return false;
+            }
+            (own.full_path(), there.full_path())
+        }
+        (Ok(Location::Directory(own)), Ok(Location::Directory(there))) => {
+            if matches!((pinned_to(volume), pinned_to(other)), (Some(own), Some(there)) if own != there) {
+                return false;
+            }
+            (own.full_path(), there.full_path())
+        }
+        _ => return false,
+    };
+    let below = own.strip_prefix(there.trim_end_matches('/'));
+    below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Where a volume is; or, in words for the user, why that cannot be told.

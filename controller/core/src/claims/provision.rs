@@ -133,7 +133,7 @@ pub(super) fn provision(
         Backend::Driver => new.of_driver()?,
     };
     annotate(&mut volume, PROVISIONED_BY, provisioner);
-    let beside = neighbours(&volume, volumes)?;
+    let beside = neighbours(&volume, class, volumes)?;
     let mut claim = claim.clone();
     annotate(&mut claim, PROVISIONER, provisioner);
     annotate(&mut claim, PROVISIONER_BETA, provisioner);
@@ -144,20 +144,33 @@ pub(super) fn provision(
 }
 
 /// The volumes whose end would take this one's directory with it.
-fn neighbours(volume: &Value, volumes: &[&Value]) -> Result<Vec<(String, String)>, String> {
-    let Ok(Location::Nfs(own)) = location::location(volume) else { return Ok(Vec::new()) };
+fn neighbours(volume: &Value, class: &Value, volumes: &[&Value]) -> Result<Vec<(String, String)>, String> {
+    let own = location::location(volume)?;
+    let (path, of_host) = match &own {
+        Location::Nfs(nfs) => (nfs.full_path(), false),
+        Location::Directory(directory) => (directory.full_path(), true),
+    };
+    if of_host && !patterned(class) {
+        return Ok(Vec::new());
+    }
     let mut beside = Vec::new();
     for other in volumes.iter().filter(|other| object::name(other) != object::name(volume)) {
-        let Ok(Location::Nfs(there)) = location::location(other) else { continue };
-        if !own.lies_in(&there) {
+        let (inside, around) = (location::lies_in(volume, other), location::lies_in(other, volume));
+        if of_host && inside != around {
+            // A host goes to its directories by their paths: who has the outer one could lead that elsewhere.
+            return Err(format!(
+                "its directory {path} and that of volume {:?} lie one in the other: choose another pathPattern",
+                object::name(other)
+            ));
+        }
+        if !inside {
             continue;
         }
         let ends = object::deleting(other)
             || matches!(other["status"]["phase"].as_str(), Some("Released" | "Failed"));
         if ends && reclaim::disposes(other) {
             return Err(format!(
-                "its directory {} is that of volume {:?}, which is being deleted: it is made once that is done",
-                own.full_path(),
+                "its directory {path} is that of volume {:?}, which is being deleted: it is made once that is done",
                 object::name(other)
             ));
         }
@@ -198,6 +211,9 @@ impl New<'_> {
     fn directory(&self, directories: &Directories, node: Option<&Value>) -> Result<Value, String> {
         let (directory, on_delete) = self.by_pattern(OnDelete::Delete)?;
         let path = if directories.root.is_empty() {
+            if directory.contains('/') {
+                return Err(format!("parameter pathPattern: {directory:?} must be one name, without \"/\""));
+            }
             directory
         } else {
             format!("{}/{directory}", directories.root.trim_end_matches('/'))

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::location::{self, Location, Nfs, ON_DELETE};
+use super::location::{self, Location, ON_DELETE};
 use super::{Backend, NFS_DRIVER, OnDelete, PROVISIONED_BY, Provisioners};
 use crate::object;
 
@@ -74,21 +74,13 @@ pub fn end_of(volume: &Value, provisioners: &Provisioners) -> Result<Location, S
 /// Another volume that would lose its data with this one's directory. Of several whose end has come, the one with
 /// the last name is left to do it.
 pub fn used_by_another<'a>(volume: &Value, volumes: &[&'a Value]) -> Option<&'a str> {
-    let own = nfs(volume)?;
     let name = object::name(volume);
     let others = volumes.iter().filter(|other| object::name(other) != name);
     let mut users = others.filter(|other| {
         let ends =
             matches!(other["status"]["phase"].as_str(), Some("Released" | "Failed")) && disposes(other);
         let counts = !ends || object::name(other) > name;
-        counts && nfs(other).is_some_and(|there| there.lies_in(&own))
+        counts && location::lies_in(other, volume)
     });
     users.next().map(|other| object::name(other))
-}
-
-fn nfs(volume: &Value) -> Option<Box<Nfs>> {
-    match location::location(volume) {
-        Ok(Location::Nfs(nfs)) => Some(nfs),
-        _ => None,
-    }
 }

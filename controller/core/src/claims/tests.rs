@@ -138,6 +138,49 @@ fn shared_directories_are_bound_at_once_and_pinned_nowhere() {
 }
 
 #[test]
+fn directories_of_hosts_are_kept_for_other_volumes_and_never_lie_in_one_another() {
+    let class = |pattern: &str| {
+        let mut class = class("nas", "nas", "Immediate");
+        class["parameters"] = json!({"pathPattern": pattern});
+        class
+    };
+    let claim = claim(json!({"storageClassName": "nas"}));
+    let made = |pattern: &str, volumes: &[Value]| match stands(&claim, volumes, &[class(pattern)]) {
+        Standing::Now(binding) => Ok(binding.volume),
+        Standing::Waits { message, .. } => Err(message),
+        other => panic!("{other:?}"),
+    };
+    let mut first = made("team/${.PVC.namespace}", &[]).unwrap();
+    first["metadata"]["name"] = "first".into();
+    first["spec"]["claimRef"]["name"] = "another".into();
+    let second = made("team/default", std::slice::from_ref(&first)).unwrap();
+    assert_eq!(used_by_another(&first, &[&first, &second]), Some("pvc-u1"));
+    for nested in ["team", "team/default/x"] {
+        let why = made(nested, std::slice::from_ref(&first)).unwrap_err();
+        assert!(why.contains("\"first\" lie one in the other"), "{why}");
+    }
+    made("team/defaults", std::slice::from_ref(&first)).unwrap();
+    // On another host it is another directory.
+    let on = |host: &str| {
+        let mut volume = first.clone();
+        volume["metadata"]["name"] = host.into();
+        volume["spec"]["nodeAffinity"] = json!({"required": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": HOSTNAME, "operator": "In", "values": [host]}]},
+        ]}});
+        volume
+    };
+    assert_eq!(used_by_another(&on("a"), &[&on("b")]), None);
+    assert_eq!(used_by_another(&on("a"), &[&first]), Some("first"));
+    let of_agent = {
+        let mut class = local_class();
+        class["parameters"] = json!({"pathPattern": "a/b"});
+        class
+    };
+    let claim = super::tests::claim(json!({}));
+    assert!(bound_on(&claim, "a", &[], &[of_agent]).unwrap_err().contains("one name"));
+}
+
+#[test]
 fn a_static_volume_is_the_smallest_that_fits_class_mode_size_and_selector() {
     let volumes = [
         volume("big", "10Gi", "manual"),
