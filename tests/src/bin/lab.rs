@@ -1,5 +1,7 @@
 //! `make lab`: virtual machines with systemd and kernel NFS, installed as docs/install.md says.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, bail};
 use berth_tests::lab::scenarios::{ALL, Scenario};
 use berth_tests::lab::{Lab, Size, step};
@@ -100,8 +102,12 @@ fn run(names_given: &[String], keep: bool) -> Result<()> {
     let mut failed = Vec::new();
     for scenario in scenarios {
         step(&format!("SCENARIO {}: {}", scenario.name, scenario.what));
-        match (scenario.run)(&lab) {
-            Ok(()) => step(&format!("{} passed", scenario.name)),
+        let begun = Instant::now();
+        match lab.begin(scenario).and_then(|()| (scenario.run)(&lab)) {
+            Ok(()) => {
+                let took = begun.elapsed().as_secs();
+                step(&format!("{} passed in {}:{:02}", scenario.name, took / 60, took % 60));
+            }
             Err(error) => {
                 let logs = lab.keep_logs(scenario.name)?;
                 eprintln!("{} FAILED: {error:?}\nits logs: {}", scenario.name, logs.display());

@@ -119,6 +119,12 @@ impl Machine {
         })
     }
 
+    /// Sets its clock to ours.
+    pub fn set_clock(&self) -> Result<()> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        self.run(&format!("date -s @{:.3} >/dev/null", now.as_secs_f64())).map(drop)
+    }
+
     /// Shuts it down and waits until it has booted again.
     pub fn reboot(&self) -> Result<()> {
         const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";

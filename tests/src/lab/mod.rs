@@ -222,8 +222,8 @@ impl Lab {
         if self.machine("nfs")?.kind == CONTROLLER {
             hosts.push_str(&format!("{} nfs\n", self.machine("nfs")?.address()));
         }
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
-        machine.run(&format!("cat >/etc/hosts <<END\n{hosts}END\ndate -s @{now} >/dev/null"))?;
+        machine.run(&format!("cat >/etc/hosts <<END\n{hosts}END"))?;
+        machine.set_clock()?;
         // A server that restarts makes its clients wait for so long; 90 seconds are too long for a scenario.
         machine.run("mkdir -p /etc/nfs.conf.d; printf '[nfsd]\ngrace-time=10\nlease-time=10\n' >/etc/nfs.conf.d/lab.conf")?;
         let name = if machine.kind == CONTROLLER { "berth-controller_" } else { "berth-agent_" };

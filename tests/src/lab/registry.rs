@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::{LAN, Lab, outside};
 use crate::image::{self, Config};
@@ -35,9 +36,11 @@ impl Lab {
         self.publish(httpd.context("the image httpd")?, "library/httpd")
     }
 
-    /// Redis and PostgreSQL in one image, `databases`.
+    /// Redis and PostgreSQL in one image, `databases`, kept until `lab/databases` changes.
     pub fn publish_databases(&self) -> Result<()> {
-        let archive = image::kept(&images()?, "databases", |root, out| {
+        let digest = Sha256::digest(std::fs::read("lab/databases")?);
+        let name = format!("databases-{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2]);
+        let archive = image::kept(&self.dir.join("base"), &name, |root, out| {
             if !outside("lab/databases")?.arg(root).status()?.success() {
                 bail!("lab/databases failed");
             }

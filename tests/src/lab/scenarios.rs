@@ -1,4 +1,5 @@
-//! What the lab tries. Each scenario starts on a lab whose cluster is empty, and leaves it empty.
+//! What the lab tries. Each scenario starts on a lab whose cluster is empty and whose machines are well, whatever
+//! became of the one before, and has as many hosts as it asks for.
 
 mod basic;
 mod failures;
@@ -53,7 +54,33 @@ pub const ALL: &[Scenario] = &[
 /// A pod on an emulated machine, its image already there or in the lab's registry.
 const READY: Duration = Duration::from_secs(300);
 
+/// What scenarios may have left on a machine when they failed half-way.
+const LEFT: &str = "/full /full2 /srv/small/full";
+
 impl Lab {
+    /// All machines run, are connected and agree on the time; the hosts that the scenario does not ask for take no
+    /// pods; the cluster is empty.
+    pub fn begin(&self, scenario: &Scenario) -> Result<()> {
+        for machine in &self.machines {
+            machine.cable(true)?;
+            if !machine.running() {
+                machine.power_on()?;
+            }
+        }
+        self.each(&self.machines, |machine| {
+            machine.booted()?;
+            machine.set_clock()?;
+            machine.run(&format!("rm -rf {LEFT}")).map(drop)
+        })?;
+        for (n, node) in self.nodes().iter().enumerate() {
+            let name = node.kind.name;
+            self.node_is(name, "True")?;
+            let takes_pods = if n < scenario.size.nodes { "uncordon" } else { "cordon" };
+            self.kubectl.run(&format!("{takes_pods} {name}"))?;
+        }
+        self.clear()
+    }
+
     /// Waits until a set has this many pods, all Ready.
     fn settled(&self, set: &str, replicas: usize) -> Result<()> {
         wait::until_true(&format!("{set}: {replicas} Ready"), READY, || {
@@ -105,15 +132,22 @@ impl Lab {
         self.kubectl.args(&["get", "pods", "-o", path])
     }
 
-    /// Removes everything of the namespace `default` that scenarios make.
+    /// Removes everything of the namespace `default` that scenarios make, and their classes.
     fn clear(&self) -> Result<()> {
-        self.kubectl.run("delete statefulsets,pods,pvc --all --wait=true --timeout=240s")?;
-        self.kubectl.run("delete pv --all --wait=false")?;
-        let services = self.kubectl.run("get services -o name")?;
-        for service in services.lines().filter(|name| *name != "service/kubernetes") {
-            self.kubectl.run(&format!("delete {service}"))?;
+        self.clear_kinds("statefulsets,pods,pvc", "--timeout=240s")?;
+        self.clear_kinds("services,configmaps,pdb,pv,storageclasses", "--wait=false")
+    }
+
+    fn clear_kinds(&self, kinds: &str, flags: &str) -> Result<()> {
+        /// Those of Berth itself.
+        const KEPT: [&str; 3] =
+            ["service/kubernetes", "configmap/kube-root-ca.crt", "storageclass.storage.k8s.io/local"];
+        let there = self.kubectl.run(&format!("get {kinds} -o name"))?;
+        let names: Vec<&str> = there.lines().filter(|name| !KEPT.contains(name)).collect();
+        if names.is_empty() {
+            return Ok(());
         }
-        self.kubectl.run("delete storageclass ledger --ignore-not-found").map(drop)
+        self.kubectl.run(&format!("delete {} --ignore-not-found {flags}", names.join(" "))).map(drop)
     }
 
     /// A set of web servers that write to class `local` and need no registry afterwards.

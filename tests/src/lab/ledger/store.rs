@@ -53,10 +53,11 @@ live postgres -D /data/pg -c listen_addresses='*' -c unix_socket_directories= -c
     },
 ];
 
-/// A life is noted on the volume from before the database starts until it has ended.
+/// A life is noted on the volume from before the database starts until it has ended. A note is there when it has been
+/// made: nothing starts without one.
 const LIVE: &str = r#"
 life=$POD_UID.$(cat /proc/sys/kernel/random/uuid)
-note() { echo "$1 $life" >>/data/lives; }
+note() { echo "$1 $life" | dd of=/data/lives oflag=append conv=notrunc,fsync status=none; }
 note start || exit 1
 live() {
   "$@" & database=$!

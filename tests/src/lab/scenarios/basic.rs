@@ -14,6 +14,7 @@ const SET: &str = include_str!("../../../../examples/httpd.yaml");
 const NAME: &str = "statefulset-test";
 
 pub fn smoke(lab: &Lab) -> Result<()> {
+    let ledger = Ledger::start(lab)?;
     step("the provisioner bdqn is the share /srv/berth of the NFS server");
     lab.publish_web()?;
     lab.on(
@@ -42,20 +43,23 @@ systemctl restart berth-controller",
     print!("{}", lab.on("nfs", "ls -l /srv/berth")?);
 
     step("the pods are slices of systemd, with their containers' scopes in them");
-    for node in lab.nodes() {
-        let pods = node.run("systemctl list-units --plain --no-legend 'berth-pod*.slice' | wc -l")?;
-        let scopes = node.run("ls -d /sys/fs/cgroup/berth.slice/berth-pod*.slice/berth-*.scope | wc -l")?;
-        ensure!(lab.nodes().len() > 1 || (pods.trim(), scopes.trim()) == ("3", "3"), "{pods} {scopes}");
-    }
+    let pods = lab.on("node1", "systemctl list-units --plain --no-legend 'berth-pod*.slice' | wc -l")?;
+    let scopes =
+        lab.on("node1", "ls -d /sys/fs/cgroup/berth.slice/berth-pod*.slice/berth-*.scope | wc -l")?;
+    ensure!((pods.trim(), scopes.trim()) == ("5", "5"), "{pods} {scopes}");
 
     step("the host finds them by name");
     lab.on("node1", &format!("getent hosts {NAME}-0.headless-svc.default.svc.cluster.local"))?;
 
-    step("a deleted pod comes back with its page");
-    let uid = lab.uid(&format!("{NAME}-1"))?;
-    lab.kubectl.run(&format!("delete pod {NAME}-1"))?;
-    lab.replaced(&format!("{NAME}-1"), &uid)?;
+    step("a deleted pod comes back with its page, a database with its numbers");
+    let deleted = [format!("{NAME}-1"), "redis-0".to_owned()];
+    let uids = [lab.uid(&deleted[0])?, lab.uid(&deleted[1])?];
+    lab.kubectl.run(&format!("delete pod {}", deleted.join(" ")))?;
+    for (pod, uid) in deleted.iter().zip(&uids) {
+        lab.replaced(pod, uid)?;
+    }
     has_page(lab, 1, "page 1")?;
+    ledger.goes_on()?;
 
     step("the NFS server restarts");
     let before = lab.lives()?;
@@ -65,9 +69,10 @@ systemctl restart berth-controller",
         lab.exec(&format!("{NAME}-{n}"), &format!("echo again {n} >/mnt/index.html"))?;
         is_on_server(lab, n, &format!("again {n}"))?;
     }
+    ledger.goes_on()?;
     unharmed(lab, "a restart of the NFS server", &before)?;
-    lab.clear()?;
-    lab.kubectl.run("delete storageclass stateful-nfs").map(drop)
+    ledger.verdict()?;
+    lab.clear()
 }
 
 /// Needs the test program, which is built here, with the features of the whole workspace.

@@ -13,6 +13,7 @@ pub fn restarts(lab: &Lab) -> Result<()> {
         ("node1", "systemctl stop berth-agent containerd; systemctl start containerd berth-agent"),
         ("node1", "systemctl reload berth-agent"),
         ("node1", "systemctl daemon-reload"),
+        ("node1", "apt-get install -y /root/containerd-newer.deb"),
         ("controller", "systemctl restart berth-controller"),
         ("controller", "systemctl kill -s KILL berth-controller"),
         ("controller", "systemctl reload berth-controller"),
@@ -24,6 +25,8 @@ pub fn restarts(lab: &Lab) -> Result<()> {
         unharmed(lab, what, &before)?;
         limits_hold(lab)?;
     }
+    let version = lab.on("node1", "dpkg-query -f '${Version}' -W containerd")?;
+    ensure!(version.ends_with("+lab1"), "containerd is {version}");
     ledger.verdict()?;
     lab.clear()
 }
@@ -109,17 +112,23 @@ ls -d /sys/fs/cgroup/berth.slice/*.slice 2>/dev/null || true; grep -c /var/lib/b
 
 pub fn reboot(lab: &Lab) -> Result<()> {
     lab.web_set(2, 30)?;
+    let ledger = Ledger::start(lab)?;
     let started = |n: usize| lab.exec(&format!("web-{n}"), "cat /data/started");
     let first = [started(0)?, started(1)?];
     step("node1 is shut down and boots again");
     let node = lab.machine("node1")?;
     node.reboot()?;
     lab.settled("web", 2)?;
+    ledger.goes_on()?;
     wait::until_true("the pods to have started again", READY, || {
         Ok((0..2).all(|n| started(n).is_ok_and(|text| text != first[n])))
     })?;
 
-    step("each ended of itself, the highest ordinal first");
+    step("each ended of itself, the highest ordinal first; so did the databases");
+    for pod in ["redis-0", "postgres-0"] {
+        let ends = lab.exec(pod, "grep -c ^end /data/lives")?;
+        ensure!(ends.trim() == "1", "{pod} ended gracefully {ends} times");
+    }
     let ended = |n: usize| -> Result<f64> {
         let text = lab.exec(&format!("web-{n}"), "cat /data/ended")?;
         ensure!(text.lines().count() == 1, "web-{n} ended gracefully once: {text:?}");
@@ -132,6 +141,8 @@ pub fn reboot(lab: &Lab) -> Result<()> {
     let before = lab.lives()?;
     node.run("systemctl stop berth-agent; sleep 5; systemctl start berth-agent")?;
     lab.settled("web", 2)?;
+    ledger.goes_on()?;
     unharmed(lab, "a stop of the agent", &before)?;
+    ledger.verdict()?;
     lab.clear()
 }
