@@ -33,13 +33,14 @@ impl Lab {
     pub fn publish_web(&self) -> Result<()> {
         let archives = image::web(&images()?)?;
         let httpd = archives.iter().find(|path| path.ends_with("web-httpd.tar"));
-        self.publish(httpd.context("the image httpd")?, "library/httpd")
+        self.publish(httpd.context("the image httpd")?, "library/httpd", "latest")
     }
 
-    /// Redis and PostgreSQL in one image, `databases`, kept until `lab/databases` changes.
-    pub fn publish_databases(&self) -> Result<()> {
+    /// Redis and PostgreSQL in one image, whose name is answered; kept until `lab/databases` changes.
+    pub fn publish_databases(&self) -> Result<String> {
         let digest = Sha256::digest(std::fs::read("lab/databases")?);
-        let name = format!("databases-{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2]);
+        let tag = format!("{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2]);
+        let name = format!("databases-{tag}");
         let archive = image::kept(&self.dir.join("base"), &name, |root, out| {
             if !outside("lab/databases")?.arg(root).status()?.success() {
                 bail!("lab/databases failed");
@@ -51,11 +52,12 @@ impl Lab {
             };
             image::archive(root, &["docker.io/library/databases:latest"], &config, out)
         })?;
-        self.publish(&archive, "library/databases")
+        self.publish(&archive, "library/databases", &tag)?;
+        Ok(format!("databases:{tag}"))
     }
 
-    /// Lays an archive's image where the registry keeps what it was given, as `repository:latest`.
-    fn publish(&self, archive: &Path, repository: &str) -> Result<()> {
+    /// Lays an archive's image where the registry keeps what it was given.
+    fn publish(&self, archive: &Path, repository: &str, tag: &str) -> Result<()> {
         let root = self.dir.join("run/registry/docker/registry/v2");
         let mut entries = BTreeMap::new();
         let mut tar = tar::Archive::new(std::fs::File::open(archive)?);
@@ -75,10 +77,12 @@ impl Lab {
             put(&repository.join(format!("_layers/sha256/{hex}/link")), format!("sha256:{hex}").as_bytes())?;
         }
         let hex = manifest.trim_start_matches("sha256:");
-        for link in
-            ["revisions/sha256/{}/link", "tags/latest/current/link", "tags/latest/index/sha256/{}/link"]
-        {
-            put(&repository.join("_manifests").join(link.replace("{}", hex)), manifest.as_bytes())?;
+        for link in [
+            format!("revisions/sha256/{hex}/link"),
+            format!("tags/{tag}/current/link"),
+            format!("tags/{tag}/index/sha256/{hex}/link"),
+        ] {
+            put(&repository.join("_manifests").join(link), manifest.as_bytes())?;
         }
         Ok(())
     }

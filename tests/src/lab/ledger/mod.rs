@@ -59,14 +59,14 @@ impl<'a> Ledger<'a> {
     /// As [`Ledger::start`], on a certain share of the NFS server.
     pub fn start_on(lab: &'a Lab, share: &str) -> Result<Ledger<'a>> {
         step("Redis and PostgreSQL are started, and written to from here on");
-        lab.publish_databases()?;
+        let image = lab.publish_databases()?;
         let class = json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "ledger"},
             "provisioner": "nfs.csi.k8s.io", "parameters": {"server": "nfs", "share": share},
         });
         lab.kubectl.apply(&class.to_string())?;
         for kind in KINDS {
-            lab.kubectl.apply(&kind.manifest())?;
+            lab.kubectl.apply(&kind.manifest(&image))?;
         }
         let stop = Arc::new(AtomicBool::new(false));
         let clerks = KINDS.iter().map(|kind| Clerk::hire(lab, kind, &stop)).collect::<Result<_>>()?;

@@ -43,9 +43,7 @@ live redis-server --dir /data --appendonly yes --appendfsync always --save "" --
         script: r#"
 if [ ! -e /data/pg ]; then
   rm -rf /data/new
-  initdb -D /data/new --username=postgres --auth=trust --locale=C --encoding=UTF8 --no-instructions || exit 1
-  echo 'host all all all trust' >>/data/new/pg_hba.conf
-  mv /data/new /data/pg
+  cp -r /new /data/new && chmod 700 /data/new && mv /data/new /data/pg || exit 1
 fi
 live postgres -D /data/pg -c listen_addresses='*' -c unix_socket_directories= -c shared_buffers=16MB -c jit=off
 "#,
@@ -71,7 +69,7 @@ live() {
 "#;
 
 impl Kind {
-    pub fn manifest(&self) -> String {
+    pub fn manifest(&self, image: &str) -> String {
         let Kind { name, port, node_port, script, .. } = self;
         let labels = json!({"app": name});
         let service = json!({
@@ -79,7 +77,7 @@ impl Kind {
             "spec": {"type": "NodePort", "selector": labels, "ports": [{"port": port, "nodePort": node_port}]},
         });
         let container = json!({
-            "name": "database", "image": "databases", "imagePullPolicy": "IfNotPresent",
+            "name": "database", "image": image, "imagePullPolicy": "IfNotPresent",
             "command": ["sh", "-c", format!("{LIVE}{script}")],
             "env": [{"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}],
             "volumeMounts": [{"name": "data", "mountPath": "/data"}],
