@@ -186,7 +186,7 @@ spec:
           now >>/data/started
           while :; do sleep 0.2; done
         volumeMounts: [{{name: data, mountPath: /data}}]
-        resources: {{limits: {{memory: 64Mi, cpu: 500m}}}}
+        resources: {{limits: {{memory: 64Mi, cpu: 500m}}, requests: {{cpu: 100m}}}}
   volumeClaimTemplates:
   - metadata: {{name: data}}
     spec: {{accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 10Mi}}}}}}
