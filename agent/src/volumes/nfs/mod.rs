@@ -616,8 +616,7 @@ impl Nfs {
         if let Some(held) = self.inner.uses().all.get_mut(&key) {
             held.told = Some(Instant::now());
         }
-        // A project quota shows as a file system of its own size.
-        let enforced = look.total != whole.total;
+        let enforced = look.total < whole.total && !alike(look.total, whole.total);
         if let Some(news) = self.inner.news.get() {
             news.usage(VolumeUsage {
                 pod: Some(one.pod.clone()),
@@ -628,6 +627,12 @@ impl Nfs {
             });
         }
     }
+}
+
+/// Whether this may be the size of one file system, asked for twice. A project quota shows as a smaller one; some
+/// servers' file systems (ZFS) grow and shrink all the time.
+fn alike(one: u64, other: u64) -> bool {
+    one.abs_diff(other) <= one.max(other) / 100
 }
 
 impl Inner {
@@ -698,4 +703,15 @@ fn beneath_private(path: &Path) -> Result<(), VolumeError> {
 fn text(at: Time) -> String {
     let second = jiff::Timestamp::from_second(at.0.div_euclid(1000)).unwrap_or_default();
     second.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_shrinks_a_little_is_no_quota() {
+        assert!(alike(1 << 40, 1 << 40) && alike((1 << 40) - (1 << 30), 1 << 40));
+        assert!(!alike(100 << 20, 1 << 40) && !alike(0, 1));
+    }
 }
