@@ -1,6 +1,8 @@
 //! Volumes on a kernel NFS server: what a class asks for is there, and a server that does not answer holds up its own
 //! pods and nobody else.
 
+mod brought;
+
 use std::time::Instant;
 
 use super::*;
@@ -245,6 +247,10 @@ echo '/srv/squash 10.77.0.0/24(rw,root_squash,no_subtree_check)' >/etc/exports.d
     ensure!((20..=101).contains(&used), "{used} MiB are there");
     let plain = lab.kubectl.run("describe pvc grouped")?;
     ensure!(plain.contains("size-enforced: false") && !plain.contains("berth.dev/limit"), "{plain}");
+    brought::unnamed(lab)?;
+    lab.clear()?;
+    brought::by_hand(lab)?;
+    brought::moved(lab, &commands("Moving here"))?;
     lab.clear()?;
     lab.kubectl.run(
         "delete storageclass three fourone fourtwo first modes squash removed archived retained link limited",
