@@ -53,9 +53,10 @@ pub struct Facts {
     pub cni: (Vec<PathBuf>, Vec<&'static str>),
     /// A CNI configuration of the operator's.
     pub cni_config: Option<PathBuf>,
-    /// What `nft list tables` answers.
-    pub nft: Result<(), String>,
-    pub nfs_helper: bool,
+    /// What `nft list chains` answers.
+    pub nft: Result<String, String>,
+    /// What mounts shares, and whether it is there.
+    pub nfs_helper: (PathBuf, bool),
     pub log_writer: Result<PathBuf, String>,
     pub data_dir: Directory,
     pub run_dir: Directory,
@@ -199,20 +200,36 @@ fn programs(facts: &Facts, found: &mut Vec<Finding>) {
             Finding::wrong("CNI", says, remedy)
         }
     });
-    found.push(match &facts.nft {
-        Ok(()) => Finding::fine("nftables", "nft works"),
-        Err(why) => Finding::wrong(
+    match &facts.nft {
+        Ok(chains) => {
+            found.push(Finding::fine("nftables", "nft works"));
+            found.extend(dropping(chains).map(|chain| {
+                Finding::warning(
+                    "firewall",
+                    format!(
+                        "{chain} drops what it does not accept: pods may not reach those of other hosts, nor node ports"
+                    ),
+                    "have it accept what is forwarded from and to the pods' ranges (pod-cidr of the controller); with Docker \
+                     that is for its chain DOCKER-USER",
+                )
+            }));
+        }
+        Err(why) => found.push(Finding::wrong(
             "nftables",
             format!("{why}: no Service would be reached"),
             "apt-get install nftables, and a kernel with nf_tables",
+        )),
+    }
+    let (helper, there) = &facts.nfs_helper;
+    let helper = helper.display();
+    found.push(match there {
+        true => Finding::fine("NFS client", format!("{helper} is there")),
+        false => Finding::warning(
+            "NFS client",
+            format!("there is no {helper}: pods with volumes on NFS cannot run here"),
+            "apt-get install nfs-common (or name what mounts: nfs-mount-helper = ...)",
         ),
     });
-    if facts.nfs_helper {
-        found.push(Finding::fine("NFS client", "mount.nfs is there"));
-    } else {
-        let says = "there is no mount.nfs: pods with volumes on NFS cannot run here";
-        found.push(Finding::warning("NFS client", says, "apt-get install nfs-common"));
-    }
     found.push(match &facts.log_writer {
         Ok(path) => Finding::fine("log writer", path.display().to_string()),
         Err(why) => Finding::wrong(
@@ -221,6 +238,23 @@ fn programs(facts: &Facts, found: &mut Vec<Finding>) {
             "put berth-log-writer beside berth-agent, or name it: log-writer = ...",
         ),
     });
+}
+
+/// The chains of others that drop forwarded packets unless one of their rules accepts them, of what `nft list chains`
+/// shows. An `accept` of the agent's does not overrule them.
+fn dropping(chains: &str) -> impl Iterator<Item = String> {
+    let (mut table, mut chain) = ("", "");
+    chains.lines().filter_map(move |line| {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix("table ").and_then(|rest| rest.strip_suffix(" {")) {
+            table = name;
+        } else if let Some(name) = line.strip_prefix("chain ").and_then(|rest| rest.strip_suffix(" {")) {
+            chain = name;
+        } else if line.contains(" hook forward ") && line.contains("policy drop") && table != "inet berth" {
+            return Some(format!("chain {chain} of table {table}"));
+        }
+        None
+    })
 }
 
 fn directories(facts: &Facts, found: &mut Vec<Finding>) {
@@ -294,8 +328,8 @@ mod tests {
             runc: Some("runc version 1.1.15".into()),
             cni: (vec!["/usr/lib/cni".into()], Vec::new()),
             cni_config: None,
-            nft: Ok(()),
-            nfs_helper: true,
+            nft: Ok(String::new()),
+            nfs_helper: ("mount.nfs".into(), true),
             log_writer: Ok("/usr/bin/berth-log-writer".into()),
             data_dir: directory("/var/lib/berth", "ext4"),
             run_dir: directory("/run/berth", "tmpfs"),
@@ -341,13 +375,41 @@ mod tests {
         assert_eq!(fault(|f| f.runc = None), wrong("runc"));
         assert_eq!(fault(|f| f.cni.1 = vec!["static"]), wrong("CNI"));
         assert_eq!(fault(|f| f.nft = Err("nft is not there".into())), wrong("nftables"));
-        assert_eq!(fault(|f| f.nfs_helper = false), warning("NFS client"));
+        assert_eq!(fault(|f| f.nfs_helper.1 = false), warning("NFS client"));
         assert_eq!(fault(|f| f.log_writer = Err("/usr/bin/x: not there".into())), wrong("log writer"));
         assert_eq!(fault(|f| f.taken = vec!["UDP 4789".into()]), wrong("ports"));
         assert_eq!(fault(|f| f.joined = Joined::No("no token".into())), wrong("controller"));
         assert_eq!(fault(|f| f.joined = Joined::Yes(Err("refused".into()))), warning("controller"));
         assert_eq!(fault(|f| f.clock.synchronized = Some(false)), warning("clock"));
         assert_eq!(fault(|f| f.clock.ahead_of_controller = Some(-60)), warning("clock"));
+    }
+
+    #[test]
+    fn a_firewall_that_drops_what_is_forwarded_is_told_whosever_it_is_but_ours() {
+        let chains = "table inet berth {
+\tchain forward {
+\t\ttype filter hook forward priority filter; policy drop;
+\t}
+}
+table ip filter {
+\tchain INPUT {
+\t\ttype filter hook input priority filter; policy drop;
+\t}
+\tchain FORWARD {
+\t\ttype filter hook forward priority filter; policy drop;
+\t}
+\tchain DOCKER-USER {
+\t}
+}
+table inet mine {
+\tchain f {
+\t\ttype filter hook forward priority filter; policy accept;
+\t}
+}
+";
+        assert_eq!(dropping(chains).collect::<Vec<_>>(), ["chain FORWARD of table ip filter"]);
+        let fault = fault(|f| f.nft = Ok(chains.to_owned()));
+        assert_eq!(fault, (Level::Warning, "firewall".to_owned()));
     }
 
     #[test]

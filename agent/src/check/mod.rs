@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 use self::judge::{CgroupFacts, Facts, Feature, Joined};
 use crate::config::Settings;
 use crate::network::{NetworkConfig, Services, operators_file};
+use crate::volumes::NfsConfig;
 use crate::{cgroup, join, runtime, waiting};
 
 /// For whatever somebody else has to answer.
@@ -43,7 +44,9 @@ async fn gather(settings: &Settings, config: Result<String, String>) -> Facts {
     };
     let cni_conf = settings.cni_conf_dir.clone().unwrap_or(network.cni_conf_dir);
     let running = waiting::answers(&settings.run_dir).await;
-    let nft = command(Services::find_nft(), &["list", "tables"]).await;
+    let nft = command(Services::find_nft(), &["list", "chains"]).await;
+    let nfs_helper =
+        settings.nfs_mount_helper.clone().unwrap_or_else(|| NfsConfig::new(PathBuf::new()).helper);
     let (joined, ahead_of_controller) = joined(settings).await;
     Facts {
         config,
@@ -58,8 +61,8 @@ async fn gather(settings: &Settings, config: Result<String, String>) -> Facts {
             .and_then(|text| Some(text.lines().next()?.to_owned())),
         cni: (cni_dirs.clone(), missing_plugins(&cni_dirs)),
         cni_config: operators_file(&cni_conf).ok().flatten(),
-        nft: nft.map(drop),
-        nfs_helper: in_path("mount.nfs").is_some(),
+        nfs_helper: (nfs_helper.clone(), is_there(&nfs_helper)),
+        nft,
         log_writer: settings.log_writer().map_err(|error| error.to_string()),
         data_dir: check::look_at_directory(&settings.data_dir),
         run_dir: check::look_at_directory(&settings.run_dir),
@@ -137,10 +140,12 @@ async fn command(program: PathBuf, args: &[&str]) -> Result<String, String> {
     }
 }
 
-fn in_path(program: &str) -> Option<PathBuf> {
+/// A program, by its path or in PATH.
+fn is_there(program: &Path) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    places.map(|place| place.join(program)).find(|file| file.is_file())
+    let mut places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    // What is absolute stays as it is.
+    places.any(|place| place.join(program).is_file())
 }
 
 fn missing_plugins(dirs: &[PathBuf]) -> Vec<&'static str> {
