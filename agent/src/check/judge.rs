@@ -94,9 +94,11 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
             Finding::wrong("ports", format!("taken: {}", taken.join(", ")), remedy)
         }
     });
-    found.push(match &facts.joined {
+    let controller = match &facts.joined {
         Joined::Yes(Ok(())) => Finding::fine("controller", "it answers, and knows this host"),
-        Joined::Token(Ok(())) => Finding::fine("controller", "its port answers; this host joins at its start"),
+        Joined::Token(Ok(())) => {
+            Finding::fine("controller", "its port answers; this host joins at its start")
+        }
         Joined::Yes(Err(why)) | Joined::Token(Err(why)) => Finding::warning(
             "controller",
             why.clone(),
@@ -108,7 +110,9 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
             why.clone(),
             "`berth-controller token create --node NAME` where the controller runs; give its file as token-file",
         ),
-    });
+    };
+    // Which controller, is one of the settings.
+    found.extend(facts.config.is_ok().then_some(controller));
     found.push(check::clock(&facts.clock));
     found
 }
@@ -367,6 +371,9 @@ mod tests {
         let warning = |what: &str| (Level::Warning, what.to_owned());
         assert_eq!(fault(|f| f.root = false), wrong("user"));
         assert_eq!(fault(|f| f.config = Err("line 1: no".into())), wrong("settings"));
+        let unreadable =
+            |f: &mut Facts| (f.config, f.joined) = (Err("no".into()), Joined::No("no token".into()));
+        assert_eq!(fault(unreadable), wrong("settings"));
         assert_eq!(fault(|f| f.kernel = "4.19.0-6-amd64".into()), wrong("kernel"));
         assert_eq!(fault(|f| f.features[0].3 = Feature::Absent), wrong("kernel"));
         assert_eq!(fault(|f| f.features[1].3 = Feature::Absent), warning("kernel"));

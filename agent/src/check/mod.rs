@@ -4,6 +4,7 @@
 mod judge;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -63,7 +64,9 @@ async fn gather(settings: &Settings, config: Result<String, String>) -> Facts {
         cni_config: operators_file(&cni_conf).ok().flatten(),
         nfs_helper: (nfs_helper.clone(), is_there(&nfs_helper)),
         nft,
-        log_writer: settings.log_writer().map_err(|error| error.to_string()),
+        log_writer: settings.log_writer().map_err(|error| error.to_string()).and_then(|path| {
+            if is_program(&path) { Ok(path) } else { Err(format!("{} is no program", path.display())) }
+        }),
         data_dir: check::look_at_directory(&settings.data_dir),
         run_dir: check::look_at_directory(&settings.run_dir),
         running,
@@ -145,13 +148,17 @@ fn is_there(program: &Path) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     // What is absolute stays as it is.
-    places.any(|place| place.join(program).is_file())
+    places.any(|place| is_program(&place.join(program)))
+}
+
+fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
 fn missing_plugins(dirs: &[PathBuf]) -> Vec<&'static str> {
     ["ptp", "static"]
         .into_iter()
-        .filter(|plugin| !dirs.iter().any(|dir| dir.join(plugin).is_file()))
+        .filter(|plugin| !dirs.iter().any(|dir| is_program(&dir.join(plugin))))
         .collect()
 }
 
