@@ -54,6 +54,15 @@ fn limits_hold(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Makes a package that is newer than what is installed, in /root/newer.
+pub(super) fn newer(lab: &Lab, machine: &str, package: &str) -> Result<()> {
+    let script = format!(
+        "rm -rf /root/newer; mkdir /root/newer && cd /root/newer && dpkg-deb -R /root/{package}_*.deb tree
+sed -i \"s/^Version: .*/Version: $(dpkg-query -W -f '${{Version}}' {package}).1/\" tree/DEBIAN/control && dpkg-deb --root-owner-group -Znone -b tree . && rm -r tree"
+    );
+    lab.on(machine, &script).map(drop)
+}
+
 pub fn packages(lab: &Lab) -> Result<()> {
     lab.web_set(1, 30)?;
     let ledger = Ledger::start(lab)?;
@@ -61,12 +70,11 @@ pub fn packages(lab: &Lab) -> Result<()> {
 
     step("an upgrade of both, with a changed configuration kept");
     for (machine, package) in [("controller", "berth-controller"), ("node1", "berth-agent")] {
+        newer(lab, machine, package)?;
         lab.on(
             machine,
             &format!(
-                "mkdir -p /root/newer && cd /root/newer && dpkg-deb -R /root/{package}_*.deb tree
-sed -i 's/^Version: .*/&.1/' tree/DEBIAN/control && dpkg-deb --root-owner-group -Znone -b tree . >/dev/null
-sha256sum /etc/berth/*.toml >before
+                "cd /root/newer && sha256sum /etc/berth/*.toml >before
 DEBIAN_FRONTEND=noninteractive apt-get install -y ./{package}_*.deb
 sha256sum --quiet -c before && systemctl is-active {package} && rm -r /root/newer"
             ),
@@ -98,10 +106,18 @@ ls -d /sys/fs/cgroup/berth.slice/*.slice 2>/dev/null || true; grep -c /var/lib/b
     )?;
     ensure!(left.trim() == "volumes\n0", "left after the purge:\n{left}");
 
+    let left = lab.on(
+        "node1",
+        "nft list tables | grep berth || true; ip -brief link | grep -E '^(berth|veth)' || true
+ip route show proto 190; ctr namespaces ls -q | grep -x berth || true; systemctl list-units --no-legend 'berth*'",
+    )?;
+    ensure!(left.is_empty(), "left of network, containerd's store and units after the purge:\n{left}");
+
     step("joined again: the pods come back with their data");
     lab.on("node1", "apt-get install -y ./berth-agent_*.deb && cp /root/etc-berth/*.toml /etc/berth/")?;
-    let token = lab.on("controller", "berth-controller token create --node node1")?;
-    lab.on("node1", &format!("echo {token} >/etc/berth/token; systemctl enable --now berth-agent"))?;
+    let hand_over = "berth-controller token create --node node1 | ssh root@node1 'install -m 600 /dev/stdin /etc/berth/token'";
+    lab.on("controller", hand_over)?;
+    lab.on("node1", "systemctl enable --now berth-agent")?;
     wait::until_true("pods to have started a second time", READY, || {
         Ok(lab.exec("web-0", "wc -l </data/started").is_ok_and(|n| n.trim() == "2"))
     })?;
