@@ -104,6 +104,16 @@ struct Peer {
     key: Option<String>,
 }
 
+/// Says when an answer was given: hosts compare their clocks with it. hyper would say it too, but holds on to what it
+/// said last while the clock is behind that, for an hour once it was set back by one.
+fn dated<B>(mut answer: http::Response<B>, now: jiff::Timestamp) -> http::Response<B> {
+    let text = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&now);
+    if let Some(date) = text.ok().and_then(|text| http::HeaderValue::try_from(text).ok()) {
+        answer.headers_mut().insert(http::header::DATE, date);
+    }
+    answer
+}
+
 async fn connection(
     stream: TlsStream<TcpStream>,
     service: NodeServer<Service>,
@@ -122,10 +132,11 @@ async fn connection(
         });
         let (mut service, mut sessions) = (service.clone(), sessions.clone());
         async move {
-            if request.uri().path() == SESSION {
-                return Ok(sessions.call(request).await);
-            }
-            service.call(request).await
+            let answer = match request.uri().path() == SESSION {
+                true => Ok(sessions.call(request).await),
+                false => service.call(request).await,
+            };
+            answer.map(|answer| dated(answer, jiff::Timestamp::now()))
         }
     });
     let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -285,5 +296,19 @@ impl Node for Service {
         } else {
             Err(Status::not_found("nobody waits for this stream (any more)"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_says_the_time_of_the_clock_as_it_is_now() {
+        let now = jiff::Timestamp::from_second(1_800_000_000).unwrap();
+        let answer = dated(http::Response::new(()), now);
+        assert_eq!(answer.headers()[http::header::DATE], "Fri, 15 Jan 2027 08:00:00 GMT");
+        let set_back = dated(answer, now - jiff::SignedDuration::from_hours(1));
+        assert_eq!(set_back.headers()[http::header::DATE], "Fri, 15 Jan 2027 07:00:00 GMT");
     }
 }
