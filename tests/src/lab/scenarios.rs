@@ -6,6 +6,7 @@ mod failures;
 mod hosts;
 mod moves;
 mod storage;
+mod units;
 
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ pub const ALL: &[Scenario] = &[
     scenario("volumes", Size::SMALL, "the agent's tests of its NFS volumes, against a kernel's server", basic::volumes),
     scenario("restarts", Size::SMALL, "agent, containerd and controller stopped, killed: no pod notices", hosts::restarts),
     scenario("packages", Size::SMALL, "upgrade, remove and purge: pods run on, and nothing stays but data", hosts::packages),
+    scenario("units", Size::SMALL, "sandboxes, watchdogs, reloads, units that need a pod, and what check says of a host that lacks something", units::units),
     scenario("reboot", Size::SMALL, "a host is shut down: its pods end in their order and grace, and come back", hosts::reboot),
     scenario("drain", Size::PAIR, "databases move to another host, and back, with their data", moves::drain),
     scenario("cut-off", Size::PAIR, "a host is cut off: its pods start nowhere else before it is back", moves::cut_off),
