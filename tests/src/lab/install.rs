@@ -1,4 +1,5 @@
-//! docs/install.md, followed to the letter: its blocks of commands are what the lab runs.
+//! docs/install.md, followed to the letter: its blocks of commands are what the lab runs. So are those of docs/operate.md,
+//! by a scenario.
 //!
 //! A block says in its first line which machines it is for: ```` ```sh controller ````, ```` ```sh node1 node2 node3 ````.
 
@@ -6,6 +7,8 @@ use anyhow::{Result, bail};
 
 /// The text itself.
 pub const DOCUMENT: &str = include_str!("../../../docs/install.md");
+/// What is done with an installation.
+pub const OPERATION: &str = include_str!("../../../docs/operate.md");
 /// As the text names the hosts.
 pub const HOSTS: &str = "node1 node2 node3";
 
@@ -65,10 +68,10 @@ mod tests {
     }
 
     #[test]
-    fn the_document_is_for_machines_of_the_lab() {
-        let all = blocks(DOCUMENT).unwrap();
-        assert!(all.len() > 5);
-        for block in all {
+    fn the_documents_are_for_machines_of_the_lab() {
+        let (installation, operation) = (blocks(DOCUMENT).unwrap(), blocks(OPERATION).unwrap());
+        assert!(installation.len() > 5 && operation.len() > 5);
+        for block in installation.into_iter().chain(operation) {
             for machine in block.machines {
                 assert!(["controller", "nfs"].contains(&&*machine) || HOSTS.contains(&machine), "{machine}");
             }

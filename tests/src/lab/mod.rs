@@ -244,25 +244,30 @@ impl Lab {
                 step(&format!("docs/install.md: {}", block.step));
                 told.clone_from(&block.step);
             }
-            let mut commands = block.commands.clone();
-            for absent in install::HOSTS.split(' ').filter(|name| self.machine(name).is_err()) {
-                commands =
-                    commands.replace(&format!(" node/{absent}"), "").replace(&format!(" {absent}"), "");
-            }
-            let here = block.machines.iter().filter_map(|name| self.machine(name).ok());
-            let here: Vec<Machine> = here.cloned().collect();
-            self.each(&here, |machine| {
-                let output = machine.run(&commands)?;
-                if block.machines.len() == 1 {
-                    print!("{output}");
-                }
-                Ok(())
-            })?;
+            let (commands, here) = self.follow(&block)?;
             if commands.contains("berth-agent_") {
                 self.point_to_registry(&here)?;
             }
         }
         Ok(())
+    }
+
+    /// Runs a block of a document on the machines it is for, as far as there are such; what was run, and where.
+    fn follow(&self, block: &install::Block) -> Result<(String, Vec<Machine>)> {
+        let mut commands = block.commands.clone();
+        for absent in install::HOSTS.split(' ').filter(|name| self.machine(name).is_err()) {
+            commands = commands.replace(&format!(" node/{absent}"), "").replace(&format!(" {absent}"), "");
+        }
+        let here = block.machines.iter().filter_map(|name| self.machine(name).ok());
+        let here: Vec<Machine> = here.cloned().collect();
+        self.each(&here, |machine| {
+            let output = machine.run(&commands)?;
+            if block.machines.len() == 1 {
+                print!("{output}");
+            }
+            Ok(())
+        })?;
+        Ok((commands, here))
     }
 
     /// The one thing that differs from the document: images come from the lab's own registry.

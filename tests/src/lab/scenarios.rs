@@ -5,6 +5,7 @@ mod basic;
 mod failures;
 mod hosts;
 mod moves;
+mod operate;
 mod storage;
 mod units;
 
@@ -42,6 +43,7 @@ pub const ALL: &[Scenario] = &[
     scenario("restarts", Size::SMALL, "agent, containerd and controller stopped, killed: no pod notices", hosts::restarts),
     scenario("packages", Size::SMALL, "upgrade, remove and purge: pods run on, and nothing stays but data", hosts::packages),
     scenario("units", Size::SMALL, "sandboxes, watchdogs, reloads, units that need a pod, and what check says of a host that lacks something", units::units),
+    scenario("operate", Size::PAIR, "docs/operate.md, each of its commands, while databases are written to", operate::operate),
     scenario("reboot", Size::SMALL, "a host is shut down: its pods end in their order and grace, and come back", hosts::reboot),
     scenario("drain", Size::PAIR, "databases move to another host, and back, with their data", moves::drain),
     scenario("cut-off", Size::PAIR, "a host is cut off: its pods start nowhere else before it is back", moves::cut_off),
