@@ -121,6 +121,18 @@ impl Lab {
         Ok(self.exec(pod, "wc -l </data/lines")?.trim().parse()?)
     }
 
+    /// Three of ten packets to the NFS server are lost: what is asked of it takes seconds.
+    fn slow_nfs(&self, slow: bool) -> Result<()> {
+        let script = match slow {
+            true => {
+                "nft add table inet slow; nft 'add chain inet slow in { type filter hook input priority 0; }'
+                 nft add rule inet slow in tcp dport 2049 numgen random mod 10 '<' 3 drop"
+            }
+            false => "nft delete table inet slow",
+        };
+        self.on("nfs", script).map(drop)
+    }
+
     /// Nothing gets through between the NFS server and its clients.
     fn cut_nfs(&self, off: bool) -> Result<()> {
         let script = match off {
@@ -271,6 +283,16 @@ pub fn dead_server(lab: &Lab) -> Result<()> {
     step("all is well; how long it takes to ask");
     others_are_fast(lab)?;
 
+    step("the NFS server is slow: the pods that use it go on, slowly, and the others as ever");
+    let lines = lab.lines("writer-0")?;
+    lab.slow_nfs(true)?;
+    others_are_fast(lab)?;
+    wait::until_true("writer-0 to write on", READY, || {
+        Ok(lab.lines("writer-0").is_ok_and(|now| now > lines + 3))
+    })?;
+    others_are_fast(lab)?;
+    lab.slow_nfs(false)?;
+
     step("the NFS server is cut off");
     lab.cut_nfs(true)?;
     for pod in ["writer-0", "writer-1"] {
@@ -286,6 +308,16 @@ pub fn dead_server(lab: &Lab) -> Result<()> {
     lab.kubectl.run("delete pod web-0")?;
     lab.replaced("web-0", &uid)?;
     lab.told("late", "FailedMount", "NFS server nfs has not answered since")?;
+
+    step("an agent that starts meanwhile takes up all pods, and serves the others as ever");
+    let id = ".status.containerStatuses[0].containerID";
+    let lives =
+        || ["web-0", "writer-0", "writer-1"].map(|pod| lab.kubectl.field(&format!("pod {pod}"), id).ok());
+    let before = lives();
+    lab.on("node1", "systemctl restart berth-agent")?;
+    wait::until_true("exec in web-0", READY, || Ok(lab.exec("web-0", "true").is_ok()))?;
+    others_are_fast(lab)?;
+    ensure!(lives() == before, "pods were restarted: {before:?} {:?}", lives());
 
     step("a pod on the dead server is deleted, then by force: its name is not given away");
     let (old, before) = (lab.uid("writer-1")?, lab.kubectl.run("logs writer-1 --tail=1")?);
