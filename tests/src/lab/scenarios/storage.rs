@@ -264,9 +264,6 @@ echo '/srv/squash 10.77.0.0/24(rw,root_squash,no_subtree_check)' >/etc/exports.d
     brought::by_hand(lab)?;
     brought::moved(lab, &commands("Moving here"))?;
     lab.clear()?;
-    lab.kubectl.run(
-        "delete storageclass three fourone fourtwo first modes squash removed archived retained link limited",
-    )?;
     lab.on("nfs", "rm -rf /srv/berth/*").map(drop)
 }
 
@@ -364,8 +361,7 @@ pub fn dead_server(lab: &Lab) -> Result<()> {
         lab.kubectl.field("pod writer-1", ".status.containerStatuses[0].restartCount")? == "0",
         "only it"
     );
-    lab.clear()?;
-    lab.kubectl.run("delete storageclass nas").map(drop)
+    lab.clear()
 }
 
 /// What has nothing to do with the server: commands in pods, logs (of its pods too), statuses.
