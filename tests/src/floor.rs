@@ -200,7 +200,7 @@ impl Floor {
     fn cni(&self, verb: &str, i: usize) -> Result<()> {
         let config = json!({
             "cniVersion": "1.0.0", "name": "floor", "type": "ptp",
-            "ipam": {"type": "static", "addresses": [{"address": format!("10.99.0.{}/24", i + 2), "gateway": "10.99.0.1"}]},
+            "ipam": {"type": "static", "addresses": [{"address": format!("10.98.0.{}/24", i + 2), "gateway": "10.98.0.1"}]},
         });
         let mut child = Command::new(self.cni.join("ptp"))
             .env("CNI_COMMAND", verb)

@@ -37,6 +37,13 @@ impl Fence {
         self.seen.iter()
     }
 
+    /// The highest epoch waited for, if a controller that has handed out none above `last` may assign older ones: it
+    /// was restored from a back-up.
+    pub fn ahead_of(&self, last: u64) -> Option<u64> {
+        // What has ended waits for the epoch after its own, the next that is handed out.
+        self.seen.values().copied().max().filter(|highest| *highest > last.saturating_add(1))
+    }
+
     /// Decides on an assignment. `held` are the lives of this name on this host, stopping ones included.
     pub fn admit<'a>(&mut self, pod: &PodRef, held: impl IntoIterator<Item = &'a PodRef>) -> Admission {
         let key = (pod.namespace.clone(), pod.name.clone());
@@ -125,6 +132,19 @@ mod tests {
         assert_eq!(fence.admit(&life("b", 4), []), Admission::Start);
         fence.ended(&life("a", 1));
         assert_eq!(fence.admit(&life("b", 4), []), Admission::Start);
+    }
+
+    #[test]
+    fn a_controller_that_knows_of_all_lives_is_no_restored_one() {
+        let mut fence = Fence::default();
+        assert_eq!(fence.ahead_of(0), None);
+        fence.admit(&life("a", 7), []);
+        assert_eq!(fence.ahead_of(7), None);
+        assert_eq!(fence.ahead_of(5), Some(7));
+        // Its last life has ended.
+        fence.ended(&life("a", 7));
+        assert_eq!(fence.ahead_of(7), None);
+        assert_eq!(fence.ahead_of(6), Some(8));
     }
 
     #[test]

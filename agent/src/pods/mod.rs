@@ -179,8 +179,7 @@ impl Pods {
 
     /// A session is open. What may start is said by the assignments that follow.
     pub fn welcome(&self, welcome: &Welcome) {
-        let highest = self.inner.held().fence.seen().map(|(_, epoch)| *epoch).max().unwrap_or(0);
-        if welcome.epoch_floor < highest {
+        if let Some(highest) = self.inner.held().fence.ahead_of(welcome.epoch_floor) {
             tracing::warn!(
                 controller = welcome.epoch_floor,
                 seen = highest,
