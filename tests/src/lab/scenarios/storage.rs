@@ -66,32 +66,43 @@ spec:
     )
 }
 
-/// A set whose pods write all the time.
-fn writers(replicas: usize) -> String {
+/// A set whose pods mount claims of their own (template, class), and these others, each at its name.
+fn set(name: &str, replicas: usize, command: &str, templates: &[(&str, &str)], others: &[&str]) -> String {
+    let mounts = templates.iter().map(|(name, _)| name).chain(others);
+    let mounts: String = mounts.map(|name| format!("{{name: {name}, mountPath: /{name}}}, ")).collect();
+    let volume = |name: &&str| format!("{{name: {name}, persistentVolumeClaim: {{claimName: {name}}}}}, ");
+    let volumes: String = others.iter().map(volume).collect();
+    let template = |(name, class): &(&str, &str)| {
+        format!(
+            "
+  - metadata: {{name: {name}}}
+    spec: {{storageClassName: {class}, accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 10Mi}}}}}}"
+        )
+    };
+    let templates: String = templates.iter().map(template).collect();
     format!(
         "
 ---
 apiVersion: apps/v1
 kind: StatefulSet
-metadata: {{name: writer}}
+metadata: {{name: {name}}}
 spec:
-  serviceName: writer
+  serviceName: {name}
   replicas: {replicas}
   podManagementPolicy: Parallel
-  selector: {{matchLabels: {{app: writer}}}}
+  selector: {{matchLabels: {{app: {name}}}}}
   template:
-    metadata: {{labels: {{app: writer}}}}
+    metadata: {{labels: {{app: {name}}}}}
     spec:
       terminationGracePeriodSeconds: 5
       containers:
       - name: main
         image: httpd
         imagePullPolicy: IfNotPresent
-        command: [sh, -c, {WRITE:?}]
-        volumeMounts: [{{name: data, mountPath: /data}}]
-  volumeClaimTemplates:
-  - metadata: {{name: data}}
-    spec: {{storageClassName: nas, accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 10Mi}}}}}}
+        command: [sh, -c, {command:?}]
+        volumeMounts: [{mounts}]
+      volumes: [{volumes}]
+  volumeClaimTemplates:{templates}
 "
     )
 }
@@ -270,7 +281,9 @@ echo '/srv/squash 10.77.0.0/24(rw,root_squash,no_subtree_check)' >/etc/exports.d
 pub fn dead_server(lab: &Lab) -> Result<()> {
     lab.web_set(1, 5)?;
     let options = "mountOptions: [nfsvers=4.2]";
-    lab.kubectl.apply(&(class("nas", "/srv/berth", "", options) + &writers(2)))?;
+    lab.kubectl.apply(
+        &(class("nas", "/srv/berth", "", options) + &set("writer", 2, WRITE, &[("data", "nas")], &[])),
+    )?;
     lab.settled("writer", 2)?;
     wait::until_true("lines to be written", READY, || {
         Ok(lab.lines("writer-0")? > 3 && lab.lines("writer-1")? > 3)

@@ -37,46 +37,6 @@ spec:
     )
 }
 
-/// A set of one pod that mounts these claims of its own name (template, class), and others at their names.
-fn set(name: &str, templates: &[(&str, &str)], others: &[&str]) -> String {
-    let mounts = templates.iter().map(|(name, _)| name).chain(others);
-    let mounts: String = mounts.map(|name| format!("{{name: {name}, mountPath: /{name}}}, ")).collect();
-    let volume = |name: &&str| format!("{{name: {name}, persistentVolumeClaim: {{claimName: {name}}}}}, ");
-    let volumes: String = others.iter().map(volume).collect();
-    let template = |(name, class): &(&str, &str)| {
-        format!(
-            "
-  - metadata: {{name: {name}}}
-    spec: {{storageClassName: {class}, accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 10Mi}}}}}}"
-        )
-    };
-    let templates: String = templates.iter().map(template).collect();
-    format!(
-        "
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {{name: {name}}}
-spec:
-  serviceName: {name}
-  replicas: 1
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}}}}}
-    spec:
-      terminationGracePeriodSeconds: 5
-      containers:
-      - name: main
-        image: httpd
-        imagePullPolicy: IfNotPresent
-        command: [sh, -c, {STAY:?}]
-        volumeMounts: [{mounts}]
-      volumes: [{volumes}]
-  volumeClaimTemplates:{templates}
-"
-    )
-}
-
 impl Lab {
     fn phase(&self, object: &str, phase: &str) -> Result<()> {
         wait::until_true(&format!("{object} to be {phase}"), READY, || {
@@ -145,7 +105,7 @@ pub fn by_hand(lab: &Lab) -> Result<()> {
         ensure!(got == expected, "{claim} has {got} in place of {expected}");
     }
     // The set's own class would give it another one.
-    lab.kubectl.apply(&set("early", &[("data", "local")], &["by-size", "by-label", "by-mode"]))?;
+    lab.kubectl.apply(&set("early", 1, STAY, &[("data", "local")], &["by-size", "by-label", "by-mode"]))?;
     lab.settled("early", 1)?;
     lab.exec("early-0", "echo early >/data/page; echo small >/by-size/page; echo big >/by-label/page")?;
     let pages = lab.on("nfs", "cd /srv/berth/hand && cat named/page small/page big/page")?;
@@ -176,7 +136,7 @@ systemctl reload berth-controller",
     )?;
     lab.kubectl.apply(CLASSES)?;
     lab.kubectl.apply(&class("nfs-csi", "/srv/berth", ", onDelete: delete", ""))?;
-    let set = set("moved", &[("old", "nfs-client"), ("new", "nfs-csi")], &[]);
+    let set = set("moved", 1, STAY, &[("old", "nfs-client"), ("new", "nfs-csi")], &[]);
     lab.kubectl.apply(&set)?;
     lab.settled("moved", 1)?;
     lab.exec("moved-0", "echo old >/old/page; echo new >/new/page")?;
